@@ -1,0 +1,246 @@
+"""The errors that optimd answers with, and nothing else.
+
+    Problem                                 500  internal-error
+    ├── BadRequest                          400  (never raised itself)
+    │   ├── MalformedJson                   400  malformed-json
+    │   ├── MalformedSafetensors            400  malformed-safetensors
+    │   └── MalformedHeader                 400  malformed-header
+    ├── NotFound                            404  route-not-found
+    │   ├── SessionNotFound                 404  session-not-found
+    │   ├── StepNotFound                    404  step-not-found
+    │   └── OptimizerNotFound               404  optimizer-not-found
+    ├── MethodNotAllowed                    405  method-not-allowed
+    ├── NotAcceptable                       406  not-acceptable
+    ├── BodyTimeout                         408  body-timeout
+    ├── StepInFlight                        409  step-in-flight
+    ├── SessionLost                         410  session-lost
+    ├── StaleStep                           412  stale-step
+    ├── TooLarge                            413  too-large
+    ├── UnsupportedMediaType                415  unsupported-media-type
+    ├── UnsupportedDtype                    415  unsupported-dtype
+    ├── Unprocessable                       422  (never raised itself)
+    │   ├── InvalidField                    422  invalid-field
+    │   │   └── InvalidHyperparameter       422  invalid-hyperparameter
+    │   ├── TensorMismatch                  422  tensor-mismatch
+    │   ├── ShapeMismatch                   422  shape-mismatch
+    │   ├── NonfiniteGradients              422  nonfinite-gradients
+    │   ├── NonfiniteParams                 422  nonfinite-params
+    │   └── KeyReused                       422  key-reused
+    ├── PreconditionRequired                428  precondition-required
+    ├── HistoryUnavailable                  503  history-unavailable
+    ├── StateDamaged                        503  state-damaged
+    └── InsufficientMemory                  507  insufficient-memory
+
+Each carries its evidence as keyword arguments; the edge (``api/problems.py``) turns any of them into an RFC 9457
+document. A problem says what is wrong and what to do, and never shows a path, SQL or memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+
+class Problem(Exception):
+    """Something went wrong inside the server; its log says what."""
+
+    slug: ClassVar[str] = "internal-error"
+    status: ClassVar[int] = 500
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, detail: str, **evidence: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.evidence = evidence
+
+    @classmethod
+    def title(cls) -> str:
+        """The class's own one-sentence docstring."""
+        return (cls.__doc__ or "").split("\n")[0]
+
+
+class BadRequest(Problem):
+    """The request cannot be read."""
+
+    slug, status = "bad-request", 400
+
+
+class MalformedJson(BadRequest):
+    """The body is not the JSON that this call reads."""
+
+    slug = "malformed-json"
+
+
+class MalformedSafetensors(BadRequest):
+    """The body breaks a rule of the safetensors format."""
+
+    slug = "malformed-safetensors"
+
+
+class MalformedHeader(BadRequest):
+    """A request header cannot be read."""
+
+    slug = "malformed-header"
+
+
+class NotFound(Problem):
+    """There is no such route."""
+
+    slug, status = "route-not-found", 404
+
+
+class SessionNotFound(NotFound):
+    """There is no session of that id."""
+
+    slug = "session-not-found"
+
+
+class StepNotFound(NotFound):
+    """The session has no such step in its history."""
+
+    slug = "step-not-found"
+
+
+class OptimizerNotFound(NotFound):
+    """The catalogue has no optimizer of that name."""
+
+    slug = "optimizer-not-found"
+
+
+class MethodNotAllowed(Problem):
+    """The route does not take this method."""
+
+    slug, status = "method-not-allowed", 405
+
+
+class NotAcceptable(Problem):
+    """The reply cannot be given in a form that Accept names."""
+
+    slug, status = "not-acceptable", 406
+
+
+class BodyTimeout(Problem):
+    """The body stopped arriving."""
+
+    slug, status = "body-timeout", 408
+
+
+class StepInFlight(Problem):
+    """A push with this key is still on its way."""
+
+    slug, status = "step-in-flight", 409
+    retry_after_s = 1
+
+
+class SessionLost(Problem):
+    """The server that held this session in memory has ended."""
+
+    slug, status = "session-lost", 410
+
+
+class StaleStep(Problem):
+    """The session has moved past the version that If-Match names."""
+
+    slug, status = "stale-step", 412
+
+
+class TooLarge(Problem):
+    """The request passes a limit of this server."""
+
+    slug, status = "too-large", 413
+
+
+class UnsupportedMediaType(Problem):
+    """The body is of a kind that this call does not read."""
+
+    slug, status = "unsupported-media-type", 415
+
+
+class UnsupportedDtype(Problem):
+    """A tensor has a dtype that this call does not read."""
+
+    slug, status = "unsupported-dtype", 415
+
+
+class Unprocessable(Problem):
+    """The request can be read, and cannot be done."""
+
+    slug, status = "unprocessable", 422
+
+
+class InvalidField(Unprocessable):
+    """A field is missing, unknown, or holds a value it cannot hold."""
+
+    slug = "invalid-field"
+
+
+class InvalidHyperparameter(InvalidField):
+    """A hyperparameter is unknown to this optimizer, or out of its range."""
+
+    slug = "invalid-hyperparameter"
+
+
+class TensorMismatch(Unprocessable):
+    """The tensors sent are not the tensors of the session."""
+
+    slug = "tensor-mismatch"
+
+
+class ShapeMismatch(Unprocessable):
+    """A tensor has another shape than the session's."""
+
+    slug = "shape-mismatch"
+
+
+class NonfiniteGradients(Unprocessable):
+    """A gradient holds NaN or infinity, and the session's policy is to reject those."""
+
+    slug = "nonfinite-gradients"
+
+
+class NonfiniteParams(Unprocessable):
+    """Weights or optimizer state to be set hold NaN or infinity."""
+
+    slug = "nonfinite-params"
+
+
+class KeyReused(Unprocessable):
+    """The Idempotency-Key belongs to a push with another body."""
+
+    slug = "key-reused"
+
+
+class PreconditionRequired(Problem):
+    """A push must say what it builds on or who it is."""
+
+    slug, status = "precondition-required", 428
+
+
+class HistoryUnavailable(Problem):
+    """The history database does not answer; training goes on, and its rows are kept until it does."""
+
+    slug, status = "history-unavailable", 503
+    retry_after_s = 5
+
+
+class StateDamaged(Problem):
+    """An update failed half-way, and the session's weights can no longer be trusted."""
+
+    slug, status = "state-damaged", 503
+
+
+class InsufficientMemory(Problem):
+    """The server has no room for this session."""
+
+    slug, status = "insufficient-memory", 507
+
+
+def every_problem() -> Iterator[type[Problem]]:
+    """Yield every class that a caller can meet, each with a slug of its own, in the order of the tree."""
+    abstract = {BadRequest, Unprocessable}
+    waiting: list[type[Problem]] = [Problem]
+    while waiting:
+        cls = waiting.pop(0)
+        waiting[:0] = cls.__subclasses__()
+        if cls not in abstract:
+            yield cls

@@ -1,0 +1,156 @@
+"""The small frozen values that travel between rooms: layouts, versions, receipts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+Outcome = Literal["applied", "skipped_nonfinite"]
+NonfinitePolicy = Literal["reject", "skip", "zero"]
+DEFAULT_GROUP = "default"
+
+
+def utc_now() -> datetime:
+    """The current time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a session: its name, its shape, and the hyperparameter group it belongs to."""
+
+    name: str
+    shape: tuple[int, ...]
+    group: str = DEFAULT_GROUP
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+class Span(NamedTuple):
+    """A contiguous range of elements, ``start`` inclusive, ``stop`` exclusive."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor lies in the flat buffers; the same for weights, gradients and every moment.
+
+    A group is one contiguous range, so an element-wise optimizer is one call per group. Fixed when the session is
+    created.
+
+    Attributes:
+      tensors: in layout order, group by group.
+      dtype: of the weights and of all arithmetic, float32 or float64.
+      spans: tensor name → its elements in a flat buffer, in layout order.
+      groups: group name → its elements, in layout order.
+      numel: length of a flat buffer.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    dtype: torch.dtype
+    spans: Mapping[str, Span] = field(init=False)
+    groups: Mapping[str, Span] = field(init=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(init=False)
+    numel: int = field(init=False)
+
+    @classmethod
+    def arrange(cls, tensors: Sequence[TensorSpec], groups: Sequence[str], dtype: torch.dtype) -> Layout:
+        """Order tensors by group, groups as given, keeping the order of tensors inside each."""
+        rank = {name: i for i, name in enumerate(groups)}
+        return cls(tuple(sorted(tensors, key=lambda t: rank[t.group])), dtype)
+
+    def __post_init__(self) -> None:
+        spans: dict[str, Span] = {}
+        groups: dict[str, Span] = {}
+        at = 0
+        for tensor in self.tensors:
+            spans[tensor.name] = Span(at, at + tensor.numel)
+            start = groups[tensor.group].start if tensor.group in groups else at
+            at += tensor.numel
+            groups[tensor.group] = Span(start, at)
+        object.__setattr__(self, "spans", spans)
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "shapes", {t.name: t.shape for t in self.tensors})
+        object.__setattr__(self, "numel", at)
+
+    def cut(self, flat: torch.Tensor, group: str) -> torch.Tensor:
+        """The elements of one group in ``flat``, shape [numel]; no copy."""
+        start, stop = self.groups[group]
+        # A view of everything would be one too, and costs as much as a small update.
+        return flat if stop - start == self.numel else flat[start:stop]
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Name → view of ``flat`` (shape [numel]) in the tensor's own shape; no copy."""
+        return {name: flat[span.start : span.stop].view(self.shapes[name]) for name, span in self.spans.items()}
+
+
+class Version(NamedTuple):
+    """Names one state of a session: committed steps, and whatever else changed weights or state."""
+
+    step: int
+    generation: int
+
+    @property
+    def etag(self) -> str:
+        """As it stands in an ETag header, without the quotes."""
+        return f"{self.step}.{self.generation}"
+
+
+class Receipt(NamedTuple):
+    """What one push did. Norms are 2-norms over all tensors of the session; None where not a finite number."""
+
+    session: str
+    step: int
+    base_step: int
+    outcome: Outcome
+    lr: float
+    loss: float | None
+    grad_norm: float | None
+    clip_scale: float
+    update_norm: float | None
+    param_norm: float | None
+    durable_step: int
+    duplicate: bool = False
+
+
+class StepRow(NamedTuple):
+    """One line of a session's history: the receipt, and what the push said of itself."""
+
+    receipt: Receipt
+    committed_at: datetime
+    num_examples: int | None = None
+    worker: str | None = None
+    hyperparameters: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session as history knows it; ``spec`` is its description as `GET /v1/sessions/{id}` gives it."""
+
+    id: str
+    name: str
+    optimizer: str
+    spec: Mapping[str, Any]
+    created_at: datetime
+    status: Literal["live", "lost"] = "live"
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """Something that happened to a session between steps: created, changed, params_put, state_put, …"""
+
+    session: str
+    kind: str
+    step: int
+    detail: Mapping[str, Any]
+    at: datetime = field(default_factory=utc_now)
+    id: int | None = None
