@@ -1,0 +1,123 @@
+"""Flat buffers on their way out: safetensors without a copy where the dtype is the session's, and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from optimd_service.errors import InvalidField, NotAcceptable
+from optimd_service.types import Layout
+from optimd_service.wire.dtypes import DTYPE_NAMES
+from optimd_service.wire.flat import flat_bytes, tensor_bytes
+from optimd_service.wire.json import MAX_JSON_PARAMETERS, tensors_to_json, write_json
+from optimd_service.wire.safetensors import assemble_header, write_entries, write_metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A body ready to be sent.
+
+    Attributes:
+      head: the first bytes.
+      payload: the rest; it may be the memory of a flat buffer, which must not change until it is sent.
+    """
+
+    head: bytes
+    payload: memoryview
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.payload)
+
+
+class Encoder:
+    """Encodes one layout's flat buffers, remembering the part of the header that never changes."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._entries: dict[torch.dtype, bytes] = {}
+
+    def nothing(self, metadata: Mapping[str, str]) -> Encoded:
+        """A safetensors file of metadata alone."""
+        return Encoded(assemble_header(write_metadata(metadata), b""), memoryview(b""))
+
+    def safetensors(
+        self,
+        flat: torch.Tensor,
+        metadata: Mapping[str, str],
+        *,
+        dtype: torch.dtype | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Encoded:
+        """Encode ``flat``, shape [numel].
+
+        Args:
+          dtype: of the wire; the layout's when None.
+          names: the tensors wanted, in layout order whatever the order here; all when None.
+
+        Raises: InvalidField for an unknown name.
+        """
+        dtype = dtype or self._layout.dtype
+        if names is not None:
+            flat, entries = self._some(flat, self._wanted(names), dtype)
+        else:
+            entries = self._all_entries(dtype)
+        head = assemble_header(write_metadata(metadata), entries)
+        # flat_bytes where it will do: it is the cheaper by far, and called at every small step.
+        return Encoded(head, flat_bytes(flat) if dtype == flat.dtype else tensor_bytes(flat.to(dtype)))
+
+    def json(
+        self, flat: torch.Tensor, *, names: Sequence[str] | None = None, dtype: torch.dtype | None = None
+    ) -> dict[str, Any]:
+        """Encode ``flat`` as nested lists, rounded to ``dtype``.
+
+        Raises: NotAcceptable above a million parameters, InvalidField for an unknown name.
+        """
+        wanted = list(self._layout.spans) if names is None else self._wanted(names)
+        self.check_json(wanted)
+        views = self._layout.views(flat)
+        return tensors_to_json({name: views[name].to(dtype or self._layout.dtype) for name in wanted})
+
+    def check_json(self, names: Sequence[str] | None = None) -> None:
+        """Refuse what JSON does not carry, before anything is done for it. Raises: NotAcceptable."""
+        shapes = self._layout.shapes
+        # An empty tensor of shape [n, 0] is n lists.
+        if sum(math.prod(size or 1 for size in shapes[name]) for name in names or shapes) > MAX_JSON_PARAMETERS:
+            raise NotAcceptable(
+                f"JSON carries at most {MAX_JSON_PARAMETERS} parameters; send `Accept: application/vnd.safetensors`, "
+                "or name fewer tensors."
+            )
+
+    def _wanted(self, names: Sequence[str]) -> list[str]:
+        for name in names:
+            if name not in self._layout.spans:
+                raise InvalidField(f"The session has no tensor {name[:80]!r}.", field="names")
+        chosen = set(names)
+        return [name for name in self._layout.spans if name in chosen]
+
+    def _some(self, flat: torch.Tensor, names: Sequence[str], dtype: torch.dtype) -> tuple[torch.Tensor, bytes]:
+        parts = [flat[start:stop] for start, stop in (self._layout.spans[name] for name in names)]
+        return torch.cat(parts) if parts else flat[:0], self._entries_of(names, dtype)
+
+    def _all_entries(self, dtype: torch.dtype) -> bytes:
+        if dtype not in self._entries:
+            self._entries[dtype] = self._entries_of(list(self._layout.spans), dtype)
+        return self._entries[dtype]
+
+    def _entries_of(self, names: Sequence[str], dtype: torch.dtype) -> bytes:
+        return write_entries({name: (DTYPE_NAMES[dtype], self._layout.shapes[name]) for name in names})
+
+
+def encode_json(value: Any) -> Encoded:
+    """A JSON body."""
+    return Encoded(write_json(value), memoryview(b""))
+
+
+def encode_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Encoded:
+    """Encode separate tensors as safetensors, joined into one piece of memory."""
+    entries = write_entries({name: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()})
+    payload = torch.cat([tensor.reshape(-1) for tensor in tensors.values()]) if tensors else torch.empty(0)
+    return Encoded(assemble_header(write_metadata(metadata), entries), tensor_bytes(payload))

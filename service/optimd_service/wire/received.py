@@ -1,0 +1,175 @@
+"""A body of tensors that has arrived whole: its fields, its digest, and the way into a flat buffer.
+
+Receiving happens on the event loop and only moves bytes; everything here that computes is called from a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import torch
+import xxhash
+
+from optimd_service.errors import InvalidField, MalformedJson, MalformedSafetensors
+from optimd_service.types import Layout
+from optimd_service.wire.body import Body
+from optimd_service.wire.flat import flat_bytes
+from optimd_service.wire.json import MAX_JSON_BYTES, land_json_, read_json, read_object
+from optimd_service.wire.landing import Landing
+from optimd_service.wire.safetensors import PREFIX_BYTES, header_bytes
+
+# What the safetensors libraries write of themselves; it says nothing to us.
+_LIBRARY_METADATA = "format"
+
+# Read in some 100 µs; a longer one would hold up everybody else.
+SHORT_HEADER = 16 * 1024
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Elsewhere(Protocol):
+    """Runs a function away from the event loop."""
+
+    async def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Await ``function(*args, **kwargs)``."""
+
+
+class ReadsHeaders(Protocol):
+    """What knows which tensors a body must hold."""
+
+    def read(self, raw: bytes) -> tuple[Landing, dict[str, str]]:
+        """Check a header and plan its landing: the plan, and ``__metadata__``."""
+
+
+class Received(Protocol):
+    """A body, whichever kind it came as.
+
+    Attributes:
+      quick: little is left to do but to move bytes.
+    """
+
+    @property
+    def quick(self) -> bool: ...
+
+    def digest(self) -> bytes:
+        """16 bytes that tell this body from any other."""
+
+    def fields(self) -> dict[str, Any]:
+        """Everything beside the tensors, decoded."""
+
+    def land_(self, flat: torch.Tensor, layout: Layout) -> None:
+        """Write the tensors into ``flat``, shape [numel]; all or nothing."""
+
+
+@dataclass(frozen=True)
+class SafetensorsBody:
+    """A checked header, and the payload: staged, or already in the flat buffer when the landing is direct."""
+
+    header: bytes
+    metadata: dict[str, str]
+    landing: Landing
+    payload: bytearray | memoryview
+
+    @property
+    def quick(self) -> bool:
+        return len(self.header) <= SHORT_HEADER
+
+    def digest(self) -> bytes:
+        digest = xxhash.xxh3_128(self.header)
+        digest.update(self.payload)
+        return digest.digest()
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            name: text if name == "worker" else _from_text(name, text)
+            for name, text in self.metadata.items()
+            if name != _LIBRARY_METADATA
+        }
+
+    def land_(self, flat: torch.Tensor, layout: Layout) -> None:
+        if isinstance(self.payload, bytearray):
+            self.landing.scatter_(flat, layout.spans, self.payload)
+
+
+def _from_text(name: str, text: str) -> Any:
+    try:
+        return read_json(text)
+    except MalformedJson as error:
+        raise InvalidField(f"In `__metadata__`, {name} must be JSON text: {error.detail}", field=name) from None
+
+
+@dataclass(frozen=True)
+class JsonBody:
+    """The raw text, read when asked, in a thread."""
+
+    text: bytearray
+    tensors: str  # the field that holds them: grads or params
+
+    @property
+    def quick(self) -> bool:
+        return False
+
+    def digest(self) -> bytes:
+        return xxhash.xxh3_128_digest(self.text)
+
+    @cached_property
+    def _object(self) -> dict[str, Any]:
+        return read_object(self.text)
+
+    def fields(self) -> dict[str, Any]:
+        return {name: value for name, value in self._object.items() if name != self.tensors}
+
+    def land_(self, flat: torch.Tensor, layout: Layout) -> None:
+        land_json_(flat, layout, self._object.get(self.tensors), what=self.tensors)
+
+
+async def receive_header(body: Body) -> bytes:
+    """Receive the header of a safetensors body. Raises: MalformedSafetensors, TooLarge."""
+    prefix = bytes(await body.exactly(PREFIX_BYTES, rule="length", what="the header's length"))
+    return bytes(await body.exactly(header_bytes(prefix), rule="truncated", what="the header"))
+
+
+async def receive_payload(body: Body, landing: Landing, flat: torch.Tensor | None) -> bytearray | memoryview:
+    """Receive the payload behind a checked header, to the body's end.
+
+    Args:
+      flat: shape [numel]; where a payload in layout order lands at once. Without it the payload is always staged.
+
+    Raises: MalformedSafetensors.
+    """
+    if not landing.direct or flat is None:
+        payload = await body.exactly(landing.payload_bytes, rule="truncated", what="the payload")
+        await body.end()
+        return payload
+    view = flat_bytes(flat)
+    got = await body.into(view)
+    if got < len(view):
+        detail = f"The body ends inside the payload: {got} of {len(view)} bytes."
+        raise MalformedSafetensors(detail, rule="truncated")
+    await body.end()
+    return view
+
+
+async def receive_safetensors(
+    body: Body, headers: ReadsHeaders, flat: torch.Tensor | None, *, run: Elsewhere
+) -> SafetensorsBody:
+    """Receive a safetensors body, checking the header before the payload is read.
+
+    Args:
+      headers: knows the tensors that these must be.   flat: as for ``receive_payload``.
+      run: runs a function in a thread; long headers are read there.
+
+    Raises: MalformedSafetensors, UnsupportedDtype, TensorMismatch, ShapeMismatch, TooLarge.
+    """
+    raw = await receive_header(body)
+    landing, metadata = headers.read(raw) if len(raw) <= SHORT_HEADER else await run(headers.read, raw)
+    return SafetensorsBody(raw, metadata, landing, await receive_payload(body, landing, flat))
+
+
+async def receive_json(body: Body, *, tensors: str) -> JsonBody:
+    """Receive a JSON body of at most 16 MiB. Raises: TooLarge."""
+    return JsonBody(await body.everything(MAX_JSON_BYTES, advice="Send safetensors instead."), tensors)
