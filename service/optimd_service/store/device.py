@@ -1,0 +1,199 @@
+"""State in the memory of this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from optimd_service.errors import InsufficientMemory, StateDamaged
+from optimd_service.store.contract import Remembered, Working
+from optimd_service.types import Layout, Version
+
+REMEMBERED_KEYS = 10_000
+
+
+class Budget:
+    """Bytes that all sessions together may hold."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def take(self, needed: int) -> None:
+        """Raises: InsufficientMemory."""
+        with self._lock:
+            available = self._limit - self._used
+            if needed > available:
+                raise InsufficientMemory(
+                    f"This needs {needed} bytes and {available} are free; delete a session or raise "
+                    "OPTIMD_MEMORY_LIMIT_BYTES.",
+                    needed_bytes=needed,
+                    available_bytes=available,
+                )
+            self._used += needed
+
+    def give_back(self, taken: int) -> None:
+        with self._lock:
+            self._used -= taken
+
+    @contextmanager
+    def holding(self, needed: int) -> Iterator[None]:
+        """Take ``needed`` bytes for what is allocated inside. Raises: InsufficientMemory; nothing is taken then."""
+        self.take(needed)
+        try:
+            yield
+        except RuntimeError:  # torch's allocator: the machine has less than the budget allows
+            self.give_back(needed)
+            raise InsufficientMemory(
+                f"This needs {needed} bytes, which the machine does not have; lower OPTIMD_MEMORY_LIMIT_BYTES.",
+                needed_bytes=needed,
+                available_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"),
+            ) from None
+
+
+@dataclass(eq=False)
+class _Weights:
+    flat: torch.Tensor
+    version: Version
+    readers: int = 0
+
+
+class DeviceSnapshot:
+    """A reader's hold on one version of the weights."""
+
+    def __init__(self, state: DeviceState, weights: _Weights) -> None:
+        self.params = weights.flat
+        self.version = weights.version
+        self._state: DeviceState | None = state
+        self._weights = weights
+
+    def release(self) -> None:
+        state, self._state = self._state, None
+        if state:
+            state._let_go(self._weights)  # noqa: SLF001  one mechanism in two classes of one file
+
+
+@dataclass(eq=False)
+class DeviceState:
+    """One session's buffers, written in place.
+
+    Weights that somebody still reads are not written: the update goes to a copy, and the readers keep theirs.
+    """
+
+    layout: Layout
+    budget: Budget
+    grads: torch.Tensor
+    _weights: _Weights
+    _state: dict[str, torch.Tensor]
+    _updates: int = 0
+    _started: set[tuple[str, str]] = field(default_factory=set)
+    _keys: OrderedDict[str, Remembered] = field(default_factory=OrderedDict)
+    _spare: torch.Tensor | None = None
+    _damaged: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def version(self) -> Version:
+        return self._weights.version
+
+    @property
+    def durable_step(self) -> int:
+        return 0  # nothing here outlives the process
+
+    @property
+    def held_bytes(self) -> int:
+        """Weights, gradient buffer and state; a copy made for slow readers is not counted."""
+        return self.grads.nbytes * (2 + len(self._state))
+
+    def snapshot(self) -> DeviceSnapshot:
+        self._check()
+        with self._lock:
+            self._weights.readers += 1
+            return DeviceSnapshot(self, self._weights)
+
+    def _let_go(self, weights: _Weights) -> None:
+        with self._lock:
+            weights.readers -= 1
+            if not weights.readers and weights is not self._weights:
+                self._spare = weights.flat
+
+    def recall(self, key: str) -> Remembered | None:
+        return self._keys.get(key)
+
+    def read_state(self) -> Working:
+        self._check()
+        return Working(self._weights.flat, self._state, self._updates, self._started)
+
+    def begin(self, buffers: frozenset[str]) -> Working:
+        self._check()
+        for name in buffers - self._state.keys():
+            with self.budget.holding(self.grads.nbytes):
+                self._state[name] = torch.zeros_like(self.grads)
+        return Working(self._writable_params(), dict(self._state), self._updates, set(self._started))
+
+    def _writable_params(self) -> torch.Tensor:
+        with self._lock:
+            current = self._weights
+            if not current.readers:
+                return current.flat
+            copy, self._spare = self._spare, None
+        copy = torch.empty_like(current.flat) if copy is None else copy
+        return copy.copy_(current.flat)
+
+    def commit(self, working: Working, version: Version, remember: Mapping[str, Remembered]) -> None:
+        with self._lock:
+            if working.params is self._weights.flat:
+                self._weights.version = version
+            else:
+                self._weights = _Weights(working.params, version)
+            self._state, self._updates, self._started = working.state, working.updates, working.started
+        self.remember(remember)
+
+    def remember(self, remember: Mapping[str, Remembered]) -> None:
+        self._keys.update(remember)
+        while len(self._keys) > REMEMBERED_KEYS:
+            self._keys.popitem(last=False)
+
+    def abandon(self, working: Working, *, written: bool) -> None:
+        self._damaged |= written
+        if working.params is not self._weights.flat:
+            self._spare = working.params
+
+    def _check(self) -> None:
+        if self._damaged:
+            raise StateDamaged("An update of this session failed half-way; create a new session from your last pull.")
+
+
+class DeviceStore:
+    """Sessions in host memory, within one budget.
+
+    Args:
+      limit_bytes: what weights, gradients and state of all sessions may hold together.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._budget = Budget(limit_bytes)
+        self._states: dict[str, DeviceState] = {}
+
+    def create(self, session_id: str, layout: Layout, buffers: frozenset[str]) -> DeviceState:
+        def zeros() -> torch.Tensor:
+            return torch.zeros(layout.numel, dtype=layout.dtype)
+
+        with self._budget.holding(layout.numel * layout.dtype.itemsize * (2 + len(buffers))):
+            state = DeviceState(
+                layout, self._budget, zeros(), _Weights(zeros(), Version(0, 0)), {name: zeros() for name in buffers}
+            )
+        self._states[session_id] = state
+        return state
+
+    def drop(self, session_id: str) -> None:
+        state = self._states.pop(session_id, None)
+        if state:
+            self._budget.give_back(state.held_bytes)
