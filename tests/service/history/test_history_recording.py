@@ -1,0 +1,159 @@
+"""How rows get from the queue into the database: batches, refusals, outages."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from history_rows import Opened, event_row, session_row, step_row
+from sqlalchemy import event
+
+from optimd_service.history import History, HistoryHealth, HistoryUnavailable
+from optimd_service.history.engine import SQLITE_PRAGMAS
+
+ALL = {"after": 0, "limit": 10_000}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outages are noticed, and given up on, in a fraction of the usual time."""
+    monkeypatch.setitem(SQLITE_PRAGMAS, "busy_timeout", 10)
+    monkeypatch.setattr("optimd_service.history.history.ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("optimd_service.history.history.STOP_TIMEOUT_S", 0.5)
+
+
+@pytest.fixture
+def lock(database: Path, impatient: None) -> Iterator[sqlite3.Connection]:
+    """Another program's connection, which keeps the database for itself between BEGIN EXCLUSIVE and ROLLBACK."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        yield connection
+
+
+async def test_a_thousand_quick_rows_take_a_handful_of_commits(history: History) -> None:
+    commits: list[object] = []
+    event.listen(history._engine.sync_engine, "commit", commits.append)
+    history.session_created(session_row("a"))
+    for n in range(1, 1001):
+        history.step(step_row("a", n))
+    assert len(await history.steps("a", **ALL)) == 1000
+    assert 1 <= len(commits) <= 5
+
+
+async def test_readers_do_not_wait_for_a_writer(history: History, database: Path, lock: sqlite3.Connection) -> None:
+    assert lock.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    history.session_created(session_row("a"))
+    assert await history.session("a")
+    lock.execute("BEGIN EXCLUSIVE")
+    assert await history.session("a")
+
+
+async def test_rows_wait_for_a_database_that_is_away(lock: sqlite3.Connection, opened: Opened) -> None:
+    async with opened() as history:
+        lock.execute("BEGIN EXCLUSIVE")
+        history.session_created(session_row("a"))
+        history.step(step_row("a", 1))
+        with pytest.raises(HistoryUnavailable):
+            await history.session("a")
+        assert history.health() == HistoryHealth(pending=2, dropped=0, failing=True)
+        lock.execute("ROLLBACK")
+        assert await history.steps("a", **ALL) == [step_row("a", 1)]
+        assert history.health() == HistoryHealth(pending=0, dropped=0, failing=False)
+
+
+async def test_an_outage_is_logged_once(
+    lock: sqlite3.Connection, opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened() as history:
+        lock.execute("BEGIN EXCLUSIVE")
+        history.session_created(session_row("a", name="secret"))
+        for _ in range(2):
+            with pytest.raises(HistoryUnavailable):
+                await history.session("a")
+        lock.execute("ROLLBACK")
+        await history.session("a")
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "database is locked" in record.getMessage()
+    assert "secret" not in record.getMessage()
+
+
+async def test_a_deletion_refused_by_an_outage_is_done_after_it(lock: sqlite3.Connection, opened: Opened) -> None:
+    async with opened() as history:
+        history.session_created(session_row("a"))
+        assert await history.session("a")
+        lock.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(HistoryUnavailable):
+            await history.delete_session("a")
+        lock.execute("ROLLBACK")
+        assert await history.session("a") is None
+
+
+async def test_stopping_during_an_outage_ends_and_counts_what_is_lost(lock: sqlite3.Connection, opened: Opened) -> None:
+    async with opened() as history:
+        lock.execute("BEGIN EXCLUSIVE")
+        history.session_created(session_row("a"))
+    assert history.health().pending == 0
+    assert history.health().dropped == 1
+
+
+async def test_starting_without_a_database_says_so(tmp_path: Path) -> None:
+    history = History(f"sqlite+aiosqlite:///{tmp_path}/missing/history.db", server_id="here")
+    with pytest.raises(HistoryUnavailable):
+        await history.start()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        step_row("nobody", 1),
+        step_row("a", 2**63),
+        step_row("a", 501, worker="\ud800"),
+        step_row("a", 501, hyperparameters={"lr": object()}),
+        event_row("nobody", "changed"),
+    ],
+    ids=["unknown session", "beyond 64 bits", "not UTF-8", "not JSON", "event of an unknown session"],
+)
+async def test_a_bad_row_is_dropped_alone(history: History, caplog: pytest.LogCaptureFixture, bad: object) -> None:
+    history.session_created(session_row("a"))
+    history.event(event_row("a", "created"))
+    for n in range(1, 501):
+        history.step(step_row("a", n))
+        if n == 250:
+            history._recorder.offer(bad)  # type: ignore[arg-type]  # of either kind
+    assert len(await history.steps("a", **ALL)) == 500
+    assert len(await history.events("a", **ALL)) == 1
+    assert history.health() == HistoryHealth(pending=0, dropped=1, failing=False)
+    assert len(caplog.records) == 1
+
+
+async def test_a_step_recorded_again_stays_as_it_was(history: History) -> None:
+    history.session_created(session_row("a"))
+    history.step(step_row("a", 1, worker="first"))
+    assert await history.one_step("a", 1)
+    history.session_created(session_row("a", name="again"))
+    history.step(step_row("a", 1, worker="second"))
+    history.step(step_row("a", 2))
+    assert await history.steps("a", **ALL) == [step_row("a", 1, worker="first"), step_row("a", 2)]
+    assert await history.session("a") == session_row("a")
+    assert history.health().dropped == 0
+
+
+async def test_beyond_max_pending_the_newest_steps_are_dropped(
+    lock: sqlite3.Connection, opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(max_pending=4, batch_rows=1) as history:
+        lock.execute("BEGIN EXCLUSIVE")
+        history.session_created(session_row("a"))
+        with pytest.raises(HistoryUnavailable):
+            await history.session("a")
+        for n in range(1, 11):
+            history.step(step_row("a", n))
+        history.session_created(session_row("b"))
+        assert history.health() == HistoryHealth(pending=6, dropped=6, failing=True)
+        lock.execute("ROLLBACK")
+        assert [row.receipt.step for row in await history.steps("a", **ALL)] == [1, 2, 3, 4]
+        assert await history.session("b")
+    assert len([record for record in caplog.records if "newer rows are dropped" in record.getMessage()]) == 1
