@@ -1,0 +1,103 @@
+"""The threads in which everything runs that computes, so that the event loop never does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from optimd_service.optim.update import BLOCK, Scratch, new_scratch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Up to here one thread is as fast as several: there is one block.
+SMALL = BLOCK
+
+
+class Lane:
+    """Threads for work of one size: a place for ``update_`` to work in, and a way for the event loop to wait for it.
+
+    torch's own parallel loops are not used: each ends in a barrier, which waits for milliseconds whenever another
+    process has a core, and an update of many blocks has hundreds of them. A worker here takes block after block.
+
+    Args:
+      threads: how many pieces of work run at once.
+      workers: how many threads share the blocks of one; 0 leaves them to the thread that has the work.
+    """
+
+    block = BLOCK
+
+    def __init__(self, name: str, *, threads: int, workers: int) -> None:
+        self._executor = _executor(f"optimd-{name}", threads)
+        self._workers = _executor(f"optimd-{name}-block", workers) if workers else None
+        self._local = threading.local()
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Await ``function(*args)`` in a thread. A cancelled caller still waits: nobody may touch what it writes."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[R] = loop.create_future()
+
+        # Told by hand: asyncio's own bridge between the two kinds of future costs as much as a small update.
+        def work() -> None:
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001  it is raised where it is awaited
+                loop.call_soon_threadsafe(done.set_exception, error)
+            else:
+                loop.call_soon_threadsafe(done.set_result, result)
+
+        self._executor.submit(work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])
+            raise
+
+    def scratch(self, dtype: torch.dtype) -> Scratch:
+        """The calling thread's; kept, since fresh pages cost more than the arithmetic."""
+        held: dict[torch.dtype, Scratch] = self._local.__dict__.setdefault("scratch", {})
+        if dtype not in held:
+            held[dtype] = new_scratch(BLOCK, dtype)
+        return held[dtype]
+
+    def each(self, function: Callable[[int], R], starts: Iterable[int]) -> Iterable[R]:
+        """``function`` of each start, in their order, shared among the workers."""
+        return map(function, starts) if self._workers is None else self._workers.map(function, starts)
+
+    def close(self) -> None:
+        """Wait for what runs, and end the threads."""
+        self._executor.shutdown()
+        if self._workers:
+            self._workers.shutdown()
+
+
+def _executor(name: str, threads: int) -> ThreadPoolExecutor:
+    # torch keeps the number of cores of parallel loops for each thread that starts them.
+    return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,))
+
+
+class Arithmetic:
+    """A lane for small work and one for large, so that the small never queues behind the large.
+
+    Args:
+      threads: how many pieces of work of each kind run at once.
+    """
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(1)  # for what is small enough to run where it is called
+        self.small = Lane("small", threads=threads, workers=0)
+        self.large = Lane("large", threads=threads, workers=threads)
+
+    def lane(self, elements: int) -> Lane:
+        """The lane for work on this many elements."""
+        return self.small if elements <= SMALL else self.large
+
+    def close(self) -> None:
+        """Wait for what runs, and end the threads."""
+        self.small.close()
+        self.large.close()

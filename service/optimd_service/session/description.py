@@ -1,0 +1,164 @@
+"""What a session is, in the words of the one who creates it: the create body, checked field by field."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from optimd_service.errors import InvalidField
+from optimd_service.optim.initialisers import Initialiser
+from optimd_service.types import NonfinitePolicy
+
+MAX_GROUPS = 1_000
+MAX_TENSORS = 100_000
+MAX_NAME = 512
+MAX_DIMENSIONS = 32
+
+
+def _plain_name(name: str) -> str:
+    # Cc: control characters, NUL among them; Cs: halves of surrogate pairs, which no UTF-8 header can hold.
+    if any(unicodedata.category(c) in {"Cc", "Cs"} for c in name):
+        raise ValueError("must not hold control characters or lone surrogates")
+    if name == "__metadata__":
+        raise ValueError("is reserved by the safetensors format")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_plain_name)]
+GroupName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain_name)]
+Title = Annotated[str, Field(max_length=200), AfterValidator(lambda name: _plain_name(name) if name else name)]
+Pattern = Annotated[str, Field(max_length=MAX_NAME)]
+Size = Annotated[int, Field(ge=0, lt=2**63)]
+Dtype = Annotated[Literal["F32", "F64"], BeforeValidator(lambda v: v.upper() if isinstance(v, str) else v)]
+
+
+class _Strict(BaseModel):
+    # strict: "0.1" is no number and true is no 1.
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class TensorDescription(_Strict):
+    """One tensor of the session."""
+
+    name: Name = Field(description="Unique within the session.")
+    shape: list[Size] = Field(max_length=MAX_DIMENSIONS, description="Sizes; [] is a single number.")
+    dtype: Dtype = Field("F32", description="One dtype for the whole session.")
+    init: Initialiser | None = Field(None, description="How the weights start; zero when absent.")
+    group: GroupName | None = Field(None, description="The group it belongs to; else the groups' patterns decide.")
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+class GroupDescription(BaseModel):
+    """Tensors with hyperparameters of their own; every further field is a hyperparameter of the optimizer."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    name: GroupName | None = Field(None, description="Default: group0, group1, …")
+    match: list[Pattern] = Field(default=[], description="Shell patterns on tensor names.")
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class OptimizerDescription(BaseModel):
+    """The optimizer's name; every further field is one of its hyperparameters."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    name: str = Field(description="A name from GET /v1/optimizers.")
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class StorageDescription(_Strict):
+    """Where weights and state live."""
+
+    backend: Literal["device"] = "device"
+    device: Literal["cpu"] = "cpu"
+
+
+class SessionDescription(_Strict):
+    """The create body."""
+
+    name: Title = Field("", description="For people.")
+    optimizer: OptimizerDescription
+    tensors: list[TensorDescription] | None = Field(None, min_length=1, max_length=MAX_TENSORS)
+    params: dict[str, Any] | None = Field(None, description="Weights inline: nested lists by tensor name.")
+    groups: list[GroupDescription] = Field(default=[], max_length=MAX_GROUPS)
+    nonfinite: NonfinitePolicy = Field("reject", description="What to do with gradients that hold NaN or infinity.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seeds the initialisers.")
+    storage: StorageDescription = StorageDescription()
+    durability: Literal["memory"] = Field("memory", description="State lives in memory alone.")
+
+
+class GroupChange(BaseModel):
+    """A group by name, and the hyperparameters of its own to change."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    name: GroupName
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class SessionChange(_Strict):
+    """The PATCH body."""
+
+    name: Title | None = None
+    nonfinite: NonfinitePolicy | None = None
+    optimizer: dict[str, Any] = Field(default={}, description="Hyperparameters of every group without its own.")
+    groups: list[GroupChange] = Field(default=[], max_length=MAX_GROUPS)
+
+
+class _Tensors(_Strict):
+    tensors: list[TensorDescription] = Field(min_length=1, max_length=MAX_TENSORS)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_description(fields: dict[str, Any]) -> SessionDescription:
+    """Check a create body. Raises: InvalidField naming the first field that is wrong."""
+    return _read(SessionDescription, fields)
+
+
+def read_change(fields: dict[str, Any]) -> SessionChange:
+    """Check a PATCH body. Raises: InvalidField naming the first field that is wrong."""
+    return _read(SessionChange, fields)
+
+
+def read_tensors(tensors: list[dict[str, Any]]) -> list[TensorDescription]:
+    """Check tensors that were described by weights alone. Raises: InvalidField."""
+    return _read(_Tensors, {"tensors": tensors}).tensors
+
+
+def _read(model: type[M], fields: dict[str, Any]) -> M:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_field(error) from None
+
+
+def invalid_field(error: ValidationError) -> InvalidField:
+    """The first finding of pydantic, as a problem."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(_path(first["loc"], first["type"]))
+    reason = "is not a field of this call" if first["type"] == "extra_forbidden" else first["msg"]
+    return InvalidField(f"{field}: {reason}.", field=field)
+
+
+def _path(loc: tuple[int | str, ...], kind: str) -> list[str]:
+    """Where the sender wrote it: pydantic puts an initialiser's name behind `init`, and leaves `name` out."""
+    path = [str(part)[:80] for before, part in zip((None, *loc), loc, strict=False) if before != "init"]
+    return [*path, "name"] if kind.startswith("union_tag") else path

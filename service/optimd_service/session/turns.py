@@ -1,0 +1,56 @@
+"""One push at a time: a session has one gradient buffer, and steps follow one another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from optimd_service.errors import StepInFlight
+from optimd_service.session.preconditions import Precondition
+from optimd_service.types import Version
+
+
+class Turns:
+    """Gives turns in the order asked.
+
+    Two locks, because an upload can take long and an update cannot: ``taking`` is held while a push arrives and is
+    applied, ``writing`` only while buffers are written. A pull waits for the second alone.
+
+    Args:
+      version: what the session stands at now.
+      known: whether a key was committed; its retry is answered, however stale its ``If-Match`` has become.
+    """
+
+    def __init__(self, *, version: Callable[[], Version], known: Callable[[str], bool]) -> None:
+        self.taking = asyncio.Lock()
+        self.writing = asyncio.Lock()
+        self._version = version
+        self._known = known
+        self._in_flight: set[str] = set()
+
+    @asynccontextmanager
+    async def push(self, precondition: Precondition) -> AsyncIterator[None]:
+        """Hold the session for one push.
+
+        Raises: PreconditionRequired, StepInFlight, StaleStep; before the body is read, and again after waiting.
+        """
+        key = precondition.key
+        precondition.require_one(self._version())
+        if key in self._in_flight:
+            raise StepInFlight("A push with this Idempotency-Key is on its way; ask again in a second.")
+        self._check(precondition)
+        if key is not None:
+            self._in_flight.add(key)
+        try:
+            async with self.taking:
+                self._check(precondition)
+                yield
+        finally:
+            if key is not None:
+                self._in_flight.discard(key)
+
+    def _check(self, precondition: Precondition) -> None:
+        key = precondition.key
+        if precondition.match and not (key is not None and self._known(key)):
+            precondition.match.check(self._version())
