@@ -1,0 +1,19 @@
+"""Bodies that the OpenAPI document shows; tests send each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CREATE: dict[str, Any] = {
+    "name": "line",
+    "optimizer": {"name": "adamw", "lr": 0.1, "weight_decay": 0.01},
+    "tensors": [
+        {"name": "weight", "shape": [1, 2], "init": {"name": "kaiming_uniform"}},
+        {"name": "bias", "shape": [1]},
+    ],
+    "groups": [{"name": "no_decay", "match": ["*bias"], "weight_decay": 0}],
+    "seed": 0,
+}
+CHANGE: dict[str, Any] = {"optimizer": {"lr": 0.01}, "groups": [{"name": "no_decay", "lr": 0.02}]}
+PARAMS: dict[str, Any] = {"params": {"weight": [[0.5, -0.5]], "bias": [0.0]}}
+PUSH: dict[str, Any] = {"grads": {"weight": [[0.1, -0.2]], "bias": [0.05]}, "loss": 0.7, "num_examples": 64}

@@ -1,0 +1,72 @@
+"""GET /v1/sessions/{id}/steps and /events: what was recorded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from starlette.responses import Response
+
+from optimd_service.api import reference
+from optimd_service.api.media import JSON
+from optimd_service.api.services import Provided
+from optimd_service.api.steps import receipt_fields
+from optimd_service.errors import StepNotFound
+from optimd_service.session.representation import iso
+from optimd_service.types import EventRow, StepRow
+from optimd_service.wire.json import write_json
+
+router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["history"])
+
+LARGEST = 2**63 - 1
+After = Annotated[int, Query(ge=0, le=LARGEST, description="Rows beyond this one.")]
+Limit = Annotated[int, Query(ge=1, le=10_000)]
+
+
+@router.get("/steps", **reference.STEPS)
+async def list_steps(session_id: str, services: Provided, after: After = 0, limit: Limit = 1000) -> Response:
+    """The steps recorded, ascending."""
+    await services.sessions.known(session_id)
+    rows = await services.history.steps(session_id, after=after, limit=limit + 1)
+    more = rows[limit - 1].receipt.step if len(rows) > limit else None
+    # In a thread: ten thousand rows take a while to write.
+    return await services.sessions.arithmetic.large.run(
+        lambda: _json({"steps": [_step(row) for row in rows[:limit]], "next": more})
+    )
+
+
+@router.get("/steps/{step}", **reference.STEP)
+async def one_step(session_id: str, step: Annotated[int, Path(ge=1, le=LARGEST)], services: Provided) -> Response:
+    """One step."""
+    await services.sessions.known(session_id)
+    row = await services.history.one_step(session_id, step)
+    if row is None:
+        raise StepNotFound(f"The session has no step {step}; GET /v1/sessions/{session_id}/steps lists them.")
+    return _json(_step(row))
+
+
+@router.get("/events", **reference.EVENTS)
+async def list_events(session_id: str, services: Provided, after: After = 0, limit: Limit = 1000) -> Response:
+    """What happened between steps, in order."""
+    await services.sessions.known(session_id)
+    rows = await services.history.events(session_id, after=after, limit=limit + 1)
+    more = rows[limit - 1].id if len(rows) > limit else None
+    return _json({"events": [_event(row) for row in rows[:limit]], "next": more})
+
+
+def _step(row: StepRow) -> dict[str, Any]:
+    return {
+        **receipt_fields(row.receipt),
+        "num_examples": row.num_examples,
+        "worker": row.worker,
+        "hyperparameters": row.hyperparameters,
+        "committed_at": iso(row.committed_at),
+    }
+
+
+def _event(row: EventRow) -> dict[str, Any]:
+    return {"id": row.id, "kind": row.kind, "step": row.step, "at": iso(row.at), "detail": row.detail}
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(write_json(value), media_type=JSON)

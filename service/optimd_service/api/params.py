@@ -1,0 +1,143 @@
+"""GET and PUT /v1/sessions/{id}/params and /state: weights and optimizer state, out and in."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import torch
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from optimd_service.api import reference
+from optimd_service.api.headers import header
+from optimd_service.api.media import MEDIA_TYPES, Kind, kind_of_body, kind_of_reply
+from optimd_service.api.reply import EncodedResponse
+from optimd_service.api.services import Provided
+from optimd_service.session.exported import StateBody, StateHeaders
+from optimd_service.session.facts import refuse_unknown
+from optimd_service.session.preconditions import Match
+from optimd_service.session.session import Session
+from optimd_service.store.contract import Snapshot
+from optimd_service.types import Version
+from optimd_service.wire.body import Body
+from optimd_service.wire.dtypes import queried_dtype
+from optimd_service.wire.encode import Encoded, encode_json, encode_tensors
+from optimd_service.wire.json import write_json
+from optimd_service.wire.received import receive_json, receive_safetensors
+
+router = APIRouter(tags=["weights and state"])
+LONGEST_WAIT_S = 60
+_WAIT = re.compile(r"\bwait\s*=\s*\"?(\d{1,6})")
+
+
+@router.get("/v1/sessions/{session_id}/params", **reference.PULL)
+async def pull(
+    session_id: str,
+    request: Request,
+    services: Provided,
+    dtype: str | None = None,
+    names: Annotated[list[str] | None, Query()] = None,
+) -> Response:
+    """Pull the weights of exactly one version."""
+    session = await services.sessions.get(session_id)
+    wanted = None if dtype is None else queried_dtype("dtype", dtype)
+    kind = kind_of_reply(header(request.scope, b"accept"), default="safetensors")
+    if not await _is_newer(session, request):
+        return Response(status_code=304, headers=_etag(session.version))
+    snapshot = await session.pull()
+    try:
+        encoded = await session.lane.run(_encode, session, snapshot, kind, wanted, names)
+    except BaseException:
+        snapshot.release()
+        raise
+    return EncodedResponse(
+        encoded,
+        media_type=MEDIA_TYPES[kind],
+        headers=_etag(snapshot.version),
+        idle_timeout_s=services.idle_timeout_s,
+        release=snapshot.release,
+    )
+
+
+async def _is_newer(session: Session, request: Request) -> bool:
+    known = header(request.scope, b"if-none-match")
+    if known is None:
+        return True
+    match = Match.read(known, name="If-None-Match")
+    found = _WAIT.search(request.headers.get("prefer", ""))
+    if found and match.accepts(session.version):
+        return await session.moved_from(match, min(int(found[1]), LONGEST_WAIT_S))
+    return not match.accepts(session.version)
+
+
+def _encode(
+    session: Session, snapshot: Snapshot, kind: Kind, dtype: torch.dtype | None, names: list[str] | None
+) -> Encoded:
+    version = snapshot.version
+    if kind == "safetensors":
+        metadata = {"step": str(version.step), "etag": version.etag}
+        return session.encoder.safetensors(snapshot.params, metadata, dtype=dtype, names=names)
+    return encode_json({"params": session.encoder.json(snapshot.params, names=names, dtype=dtype), **_stands(version)})
+
+
+@router.put("/v1/sessions/{session_id}/params", **reference.PUT_PARAMS)
+async def put_params(session_id: str, request: Request, services: Provided) -> Response:
+    """Replace the weights; the optimizer's state stays."""
+    kind = kind_of_body(request.headers.get("content-type"))
+    session = await services.sessions.get(session_id)
+    async with session.replacing(_if_match(request)):
+        body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
+        if kind == "json":
+            received = await receive_json(body, tensors="params")
+            await session.lane.run(lambda: refuse_unknown(received.fields(), frozenset({"params"})))
+            version = await session.put_params(received)
+        else:
+            version = await session.put_params(
+                await receive_safetensors(body, session.headers, session.grads, run=session.lane.run)
+            )
+    return _replaced(version)
+
+
+@router.get("/v1/sessions/{session_id}/state", **reference.GET_STATE)
+async def get_state(session_id: str, services: Provided) -> Response:
+    """Take the optimizer's state away, under torch's names."""
+    session = await services.sessions.get(session_id)
+    metadata, tensors = await session.state()
+    encoded = await session.lane.run(encode_tensors, tensors, metadata)
+    return EncodedResponse(
+        encoded,
+        media_type=MEDIA_TYPES["safetensors"],
+        headers={"etag": f'"{metadata["etag"]}"'},
+        idle_timeout_s=services.idle_timeout_s,
+    )
+
+
+@router.put("/v1/sessions/{session_id}/state", **reference.PUT_STATE)
+async def put_state(session_id: str, request: Request, services: Provided) -> Response:
+    """Bring optimizer state in; the weights stay."""
+    kind_of_body(request.headers.get("content-type"), supported=("safetensors",))
+    session = await services.sessions.get(session_id)
+    async with session.replacing(_if_match(request)):
+        headers = StateHeaders(session.layout, session.settings)
+        body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
+        received = await receive_safetensors(body, headers, None, run=session.lane.run)
+        version = await session.put_state(StateBody(received, headers.buffers, headers.expected, session.layout))
+    return _replaced(version)
+
+
+def _if_match(request: Request) -> Match | None:
+    value = header(request.scope, b"if-match")
+    return None if value is None else Match.read(value)
+
+
+def _replaced(version: Version) -> Response:
+    return Response(write_json(_stands(version)), 200, _etag(version), MEDIA_TYPES["json"])
+
+
+def _stands(version: Version) -> dict[str, int | str]:
+    return {"step": version.step, "etag": version.etag}
+
+
+def _etag(version: Version) -> dict[str, str]:
+    return {"etag": f'"{version.etag}"'}

@@ -1,0 +1,153 @@
+"""What outlives a server, and what a server needs to start."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from api_subject import SAFETENSORS, WEIGHTS, Subject, assert_refused
+from openapi_contract import Contract
+from typer.testing import CliRunner, Result
+
+from optimd_service.cli import app
+from raw_safetensors import tensor_file
+from server_process import ServerProcess
+
+
+@contextmanager
+def connected(server: ServerProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as http:
+        http.event_hooks = {"response": [Contract(http.get("/openapi.json").json()).check]}
+        yield http
+
+
+@pytest.fixture(autouse=True)
+def no_server_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that ought to fail must not serve in the test's own process instead."""
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: pytest.fail("it serves"))
+
+
+def command(*arguments: str | Path, **settings: str) -> Result:
+    environment = {f"OPTIMD_{name}": value for name, value in settings.items()}
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+
+
+def assert_failed(result: Result, said: str) -> None:
+    """The command ended with 1 and told why on one line."""
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_session_is_lost_with_its_server_and_its_history_is_not(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with ServerProcess(data) as server, connected(server) as http:
+        subject = Subject.create(http, name="kept")
+        subject.push(loss="0.5")
+        before = subject.stands()
+        assert_failed(command("run", "--port", "0", "--data", data), "Another server runs on")
+        assert subject.stands() == before
+    with ServerProcess(data) as server, connected(server) as http:
+        lost = Subject(http, subject.path)
+        assert lost.info()["status"] == "lost"
+        assert lost.info()["name"] == "kept"
+        assert lost.info()["step"] == len(before["steps"]) > 0
+        assert lost.steps() == before["steps"]
+        assert [event["kind"] for event in lost.events()] == ["created", "lost"]
+        content, headers = tensor_file(WEIGHTS), {**SAFETENSORS, "If-Match": '"1.0"'}
+        for method, below in (
+            ("POST", "/steps"),
+            ("GET", "/params"),
+            ("PUT", "/params"),
+            ("GET", "/state"),
+            ("PUT", "/state"),
+        ):
+            reply = http.request(method, lost.path + below, content=content, headers=headers)
+            assert_refused(reply, 410, "session-lost")
+        assert_refused(http.patch(lost.path, json={"name": "x"}), 410, "session-lost")
+        assert http.get("/v1/sessions").json()["sessions"] == []
+        (row,) = http.get("/v1/sessions?status=lost").json()["sessions"]
+        assert (row["name"], row["status"], row["step"]) == ("kept", "lost", len(before["steps"]))
+        assert len(http.get("/v1/sessions?status=all").json()["sessions"]) == 1
+        assert http.delete(lost.path).status_code == 204
+        assert_refused(http.get(lost.path), 404, "session-not-found")
+        assert http.get("/v1/sessions?status=all").json()["sessions"] == []
+
+
+def test_a_configured_database_is_migrated_on_demand_alone(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'elsewhere.sqlite3'}"
+    data = tmp_path / "data"
+    assert_failed(command("run", "--port", "0", "--data", data, DATABASE_URL=url), "optimd-server migrate")
+    migrated = command("migrate", "--data", data, DATABASE_URL=url)
+    assert (migrated.exit_code, migrated.stdout) == (0, "The history database is up to date.\n")
+    with ServerProcess(data, DATABASE_URL=url) as server, connected(server) as http:
+        assert Subject.create(http).push().status_code == 200
+    assert not (data / "history.sqlite3").exists()
+
+
+def test_an_empty_directory_is_migrated(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert command("migrate", "--data", tmp_path / "new").exit_code == 0
+    assert (tmp_path / "new" / "history.sqlite3").exists()
+
+
+@pytest.mark.parametrize("setting", ["PORT", "THREADS", "IDLE_TIMEOUT_S", "MEMORY_LIMIT_BYTES"])
+def test_a_setting_that_cannot_be_is_named(tmp_path: Path, setting: str) -> None:
+    assert_failed(command("run", "--data", tmp_path, **{setting: "-1"}), setting.lower())
+
+
+def test_who_waits_for_a_step_is_answered_when_the_server_ends(tmp_path: Path) -> None:
+    answered = threading.Event()
+    with ServerProcess(tmp_path / "data") as server, httpx.Client(base_url=server.url, trust_env=False) as http:
+        subject = Subject.create(http)
+        headers = {"If-None-Match": '"0.0"', "Prefer": "wait=60"}
+
+        def wait() -> None:
+            with httpx.Client(base_url=server.url, trust_env=False, timeout=90) as waiting:
+                if waiting.get(f"{subject.path}/params", headers=headers).status_code == 304:
+                    answered.set()
+
+        poll = threading.Thread(target=wait)
+        poll.start()
+        # The server has the poll in hand once it holds two connections; asking keeps ours open.
+        while _connections(server) < 2:
+            http.get("/healthz")
+    poll.join(30)
+    assert answered.is_set()
+
+
+def _connections(server: ServerProcess) -> int:
+    """Connections that clients hold open to the server, as the kernel counts them."""
+    port = f"{urlsplit(server.url).port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(local.endswith(f":{port}") and state == "01" for _, local, _, state, *_ in rows)
+
+
+def test_training_goes_on_while_the_history_database_does_not_answer(tmp_path: Path) -> None:
+    with (
+        ServerProcess(tmp_path / "data") as server,
+        httpx.Client(base_url=server.url, trust_env=False, timeout=30) as http,
+    ):
+        subject = Subject.create(http)
+        subject.push()
+        assert len(subject.steps()) == 1
+        other = sqlite3.connect(tmp_path / "data" / "history.sqlite3", isolation_level=None)
+        with closing(other):
+            other.execute("BEGIN EXCLUSIVE")
+            assert subject.push(if_match='"1"').status_code == 200
+            while (ready := http.get("/readyz")).status_code == 200:
+                pass
+            assert_refused(ready, 503, "history-unavailable", failing=True, dropped=0)
+            assert subject.push(if_match='"2"').status_code == 200
+            assert_refused(http.get(f"{subject.path}/steps"), 503, "history-unavailable")
+            other.execute("ROLLBACK")
+        while http.get("/readyz").status_code == 503:
+            pass
+        assert [row["step"] for row in subject.steps()] == [1, 2, 3]
