@@ -1,0 +1,189 @@
+"""Every call on one session, without IO: each is an operation for a driver to carry out."""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, SupportsFloat, TypeAlias
+from urllib.parse import quote
+from uuid import uuid4
+
+from numpy.typing import ArrayLike
+
+from optimd._documents import Page, json_text, query, read_json, read_page
+from optimd._exchange import JSON, SAFETENSORS, Operation, Reply, Request
+from optimd._retry import Retry, ask
+from optimd._safetensors import Array, RawTensor, encode
+from optimd._sink import Out, TensorSink, check_out
+from optimd.errors import MalformedReply, SessionNotFound
+from optimd.models import Event, Receipt, SessionInfo, StateDict, Step, StepResult, WireDtype
+
+
+class Tracked(enum.Enum):
+    """Stands for the version that the session handle has seen last."""
+
+    TRACKED = "tracked"
+
+
+TRACKED = Tracked.TRACKED
+IfMatch: TypeAlias = str | Literal[Tracked.TRACKED] | None
+Tensors: TypeAlias = Mapping[str, ArrayLike | RawTensor]
+Pull: TypeAlias = WireDtype | Literal["none"]
+
+_LONGEST_WAIT_S = 60
+
+
+class SessionCore:
+    """A session's description, the version seen last, and its calls."""
+
+    def __init__(self, info: SessionInfo, retry: Retry) -> None:
+        self.id = info["id"]
+        self.info = info
+        self.etag: str | None = info.get("etag")
+        self._retry = retry
+        self._path = session_path(self.id)
+        self._shapes = {tensor["name"]: tuple(tensor["shape"]) for tensor in info.get("tensors", [])}
+
+    def step(
+        self,
+        grads: Tensors,
+        metadata: Mapping[str, str],
+        pull: Pull | None,
+        if_match: IfMatch,
+        key: str | None,
+        out: Out | None,
+    ) -> Operation[StepResult]:
+        check_out(out, self._shapes)
+        sink = TensorSink(out)
+        headers = {"accept": SAFETENSORS, "content-type": SAFETENSORS, "idempotency-key": key or uuid4().hex}
+        headers |= self._if_match(if_match)
+        target = f"{self._path}/steps{query(pull=pull)}"
+        body = encode(self._in_layout_order(grads), metadata)
+        yield from self._ask(Request("POST", target, headers, body, sink))
+        return StepResult(_receipt_in(sink), sink.tensors)
+
+    def pull(
+        self, names: Sequence[str] | None, dtype: WireDtype | None, out: Out | None
+    ) -> Operation[dict[str, Array]]:
+        check_out(out, self._shapes)
+        sink = TensorSink(out)
+        yield from self._ask(Request("GET", self._params_target(names, dtype), {"accept": SAFETENSORS}, sink=sink))
+        return sink.tensors
+
+    def wait(
+        self, timeout_s: float, names: Sequence[str] | None, dtype: WireDtype | None, out: Out | None
+    ) -> Operation[dict[str, Array] | None]:
+        check_out(out, self._shapes)
+        target, left_s = self._params_target(names, dtype), math.ceil(timeout_s)
+        while True:
+            sink, span_s = TensorSink(out), min(left_s, _LONGEST_WAIT_S)
+            headers = {"accept": SAFETENSORS, "prefer": f"wait={span_s}"}
+            if self.etag is not None:
+                headers["if-none-match"] = f'"{self.etag}"'
+            reply = yield from self._ask(Request("GET", target, headers, sink=sink, wait_s=span_s))
+            left_s -= span_s
+            if reply.status != 304:
+                return sink.tensors
+            if left_s <= 0:
+                return None
+
+    def put_params(self, params: Tensors, if_match: IfMatch) -> Operation[None]:
+        yield from self._put("params", encode(self._in_layout_order(params), {}), if_match)
+
+    def state(self) -> Operation[StateDict]:
+        sink = TensorSink()
+        yield from self._ask(Request("GET", f"{self._path}/state", {"accept": SAFETENSORS}, sink=sink))
+        try:
+            return StateDict(sink.metadata["optimizer"], int(sink.metadata["step"]), sink.tensors)
+        except (KeyError, ValueError) as error:
+            raise MalformedReply("The reply's state does not name its optimizer and step.") from error
+
+    def put_state(self, state: StateDict, if_match: IfMatch) -> Operation[None]:
+        metadata = {"optimizer": state.optimizer, "step": str(state.step)}
+        yield from self._put("state", encode(state.tensors, metadata), if_match)
+
+    def update(self, **changes: Any) -> Operation[SessionInfo]:
+        body = [json_text({name: value for name, value in changes.items() if value is not None})]
+        reply = yield from self._ask(
+            Request("PATCH", self._path, {"content-type": JSON, "accept": JSON}, body, repeatable=False)
+        )
+        self.info = read_json(reply)
+        return self.info
+
+    def refresh(self) -> Operation[SessionInfo]:
+        self.info = read_json((yield from self._ask(Request("GET", self._path, {"accept": JSON}))))
+        return self.info
+
+    def history(self, after: Any, limit: int | None) -> Operation[Page[Step]]:
+        target = f"{self._path}/steps" + query(after=after, limit=limit and min(limit, 10_000))
+        page = read_page((yield from self._ask(Request("GET", target, {"accept": JSON}))), "steps")
+        return Page([Step.from_json(row) for row in page.rows], page.next)
+
+    def recorded(self, step: int) -> Operation[Step]:
+        reply = yield from self._ask(Request("GET", f"{self._path}/steps/{int(step)}", {"accept": JSON}))
+        return Step.from_json(read_json(reply))
+
+    def events(self, after: Any, limit: int | None) -> Operation[Page[Event]]:
+        target = f"{self._path}/events" + query(after=after, limit=limit and min(limit, 10_000))
+        return read_page((yield from self._ask(Request("GET", target, {"accept": JSON}))), "events")
+
+    def delete(self) -> Operation[None]:
+        try:
+            yield from self._ask(Request("DELETE", self._path))
+        except SessionNotFound as problem:
+            # The first attempt may have deleted it, and its answer been lost.
+            if problem.attempts == 1:
+                raise
+
+    def _ask(self, request: Request) -> Operation[Reply]:
+        reply = yield from ask(request, self._retry)
+        if "etag" in reply.headers:
+            self.etag = reply.headers["etag"].removeprefix("W/").strip('"')
+        return reply
+
+    def _put(self, what: str, body: Sequence[memoryview], if_match: IfMatch) -> Operation[None]:
+        condition = self._if_match(if_match)
+        headers = {"accept": JSON, "content-type": SAFETENSORS} | condition
+        # Repeated under If-Match, a put whose first answer was lost would find its own new version and call it stale.
+        request = Request("PUT", f"{self._path}/{what}", headers, body, repeatable=not condition)
+        self.etag = read_json((yield from self._ask(request)))["etag"]
+
+    def _if_match(self, if_match: IfMatch) -> dict[str, str]:
+        etag = self.etag if if_match is TRACKED else if_match
+        return {} if etag is None else {"if-match": '"' + etag.strip('"') + '"'}
+
+    def _in_layout_order(self, tensors: Tensors) -> Tensors:
+        """Layout order saves the server a copy; names it does not know follow, for it to refuse."""
+        return {name: tensors[name] for name in self._shapes if name in tensors} | dict(tensors)
+
+    def _params_target(self, names: Sequence[str] | None, dtype: WireDtype | None) -> str:
+        return f"{self._path}/params" + query(dtype=dtype, names=names)
+
+
+def session_path(session_id: str) -> str:
+    return "/v1/sessions/" + quote(session_id, safe="")
+
+
+def step_metadata(
+    loss: SupportsFloat | None, num_examples: int | None, worker: str | None, hyperparameters: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """What a push says of itself, in safetensors' strings; a loss that JSON cannot write is left out."""
+    metadata = {}
+    if loss is not None and math.isfinite(float(loss)):
+        metadata["loss"] = repr(float(loss))
+    if num_examples is not None:
+        metadata["num_examples"] = str(int(num_examples))
+    if worker is not None:
+        metadata["worker"] = worker
+    if hyperparameters:
+        metadata["hyperparameters"] = bytes(json_text(hyperparameters)).decode()
+    return metadata
+
+
+def _receipt_in(sink: TensorSink) -> Receipt:
+    try:
+        return Receipt.from_json(json.loads(sink.metadata["receipt"]))
+    except (KeyError, ValueError) as error:
+        raise MalformedReply("The reply carries no receipt.") from error

@@ -1,0 +1,114 @@
+"""The transport made for bodies the size of a model: kept-alive HTTP/1.1 connections to one server."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPSConnection
+from urllib.parse import urlsplit
+
+import httpx
+
+from optimd._connection import ClosedUnanswered, Connection
+from optimd._exchange import Reply, Request
+from optimd._settings import Settings
+from optimd.errors import ConnectionFailed, NotConnected, TimedOut
+
+
+class TensorTransport:
+    """Exchanges requests with one server; safe to use from several threads, each exchange on its own connection."""
+
+    def __init__(self, settings: Settings) -> None:
+        parts = urlsplit(settings.url)
+        self._settings = settings
+        self._host, self._port = parts.hostname or "", parts.port
+        self._tls = httpx.create_ssl_context() if parts.scheme == "https" else None
+        self._prefix = parts.path
+        fixed = {"host": parts.netloc.rpartition("@")[2]} | settings.headers()
+        self._fixed = _lines(fixed)
+        self._idle: deque[Connection] = deque()
+        self._pid = os.getpid()
+
+    def exchange(self, request: Request) -> Reply:
+        """Send one request and read its reply.
+
+        The server may have closed a kept connection meanwhile. When that shows before a byte of the reply, a
+        repeatable request goes out once more, on a new connection.
+
+        Raises: NotConnected, ConnectionFailed, TimedOut, MalformedReply.
+        """
+        kept = self._kept()
+        if kept is not None:
+            try:
+                return self._exchange_on(kept, request)
+            except ClosedUnanswered:
+                if not request.repeatable:
+                    raise
+        return self._exchange_on(self._connect(), request)
+
+    def close(self) -> None:
+        """Close the connections that lie idle."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _exchange_on(self, connection: Connection, request: Request) -> Reply:
+        timeout_s = self._settings.timeout_for(request.body_bytes) + request.wait_s
+        try:
+            with _translated(self._settings.url, timeout_s):
+                reply = connection.exchange(self._head(request), request, timeout_s)
+        except BaseException:
+            connection.close()
+            raise
+        if connection.is_reusable:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return reply
+
+    def _head(self, request: Request) -> bytes:
+        own = _lines(request.headers)
+        if request.body or request.method in {"POST", "PUT", "PATCH"}:
+            own += f"content-length: {request.body_bytes}\r\n"
+        return f"{request.method} {self._prefix}{request.target} HTTP/1.1\r\n{self._fixed}{own}\r\n".encode("ascii")
+
+    def _connect(self) -> Connection:
+        timeout_s = self._settings.timeout_s
+        try:
+            if self._tls is None:
+                return Connection(HTTPConnection(self._host, self._port, timeout=timeout_s))
+            return Connection(HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._tls))
+        except OSError as error:
+            raise NotConnected(f"No connection to {self._settings.url}: {error.strerror or error}.") from error
+
+    def _kept(self) -> Connection | None:
+        if self._pid != os.getpid():
+            # A forked child that wrote to its parent's sockets would mix two streams of bytes.
+            self._idle, self._pid = deque(), os.getpid()
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread took the last one
+                return None
+            if connection.seems_open():
+                return connection
+            connection.close()
+        return None
+
+
+def _lines(headers: Mapping[str, str]) -> str:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        raise ValueError("a header cannot hold a line break")
+    return lines
+
+
+@contextmanager
+def _translated(url: str, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise TimedOut(f"{url} stayed silent for {timeout_s:.0f} s.") from error
+    except OSError as error:
+        raise ConnectionFailed(f"The connection to {url} broke: {error.strerror or error}.") from error

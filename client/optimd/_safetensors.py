@@ -1,0 +1,180 @@
+"""The safetensors format, as far as the wire needs it.
+
+The safetensors library joins every tensor into one new bytes object to write, and copies each one to read. Here a
+model's gradients go out, and its weights come in, without a copy: writing gives a header and a view of each array,
+reading gives views of the body.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from optimd.errors import MalformedReply
+
+Array: TypeAlias = NDArray[Any]
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
+_WIRE_NAMES = {dtype: name for name, dtype in _DTYPES.items() if dtype.kind == "f"}
+_ALIGNMENT = 8
+
+
+class RawTensor(NamedTuple):
+    """A tensor as its bytes, for what NumPy has no dtype for.
+
+    Attributes:
+      dtype: "F32", "F64", "F16" or "BF16".   shape: its extents.
+      data: C-contiguous buffer of exactly its elements, little-endian; writable where weights are to be received.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any
+
+    def bytes_view(self) -> memoryview:
+        """The buffer as bytes. Raises: ValueError when it is not as long as dtype and shape say."""
+        view = memoryview(self.data)
+        view = view.cast("B") if view.nbytes else memoryview(b"")
+        if view.nbytes != _nbytes(self.dtype, self.shape):
+            raise ValueError(f"{self.dtype} of shape {self.shape} does not fill a buffer of {view.nbytes} bytes")
+        return view
+
+
+class Entry(NamedTuple):
+    """One tensor of a header: its dtype and shape, and its bytes' place behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def is_of(self, dtype: np.dtype[Any]) -> bool:
+        """Whether an array of ``dtype`` holds the same bytes."""
+        return self.dtype != "BF16" and dtype == _DTYPES[self.dtype]
+
+
+def encode(tensors: Mapping[str, ArrayLike | RawTensor], metadata: Mapping[str, str]) -> list[memoryview]:
+    """One safetensors file, as buffers to be sent one after the other.
+
+    Args:
+      tensors: in the order in which they are to lie in the file. A C-contiguous float array is not copied: it must
+        not change until the buffers have been sent. Integers and booleans are sent as F64.
+      metadata: the file's `__metadata__`.
+
+    Raises: TypeError for complex numbers, strings and objects; ValueError for a RawTensor that contradicts itself.
+    """
+    raw = {name: as_raw(tensor) for name, tensor in tensors.items()}
+    entries = _entries_json(tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in raw.items()))
+    # Metadata first, and the padding inside it: the rest of the header is the same at every step, and a server that
+    # remembers it need not parse thousands of tensors again.
+    start = ('{"__metadata__":' + json.dumps(metadata)[:-1]).encode()
+    end = ("}" + entries + "}").encode()
+    header = start + b" " * (-(len(start) + len(end)) % _ALIGNMENT) + end
+    views = (tensor.bytes_view() for tensor in raw.values())
+    return [memoryview(len(header).to_bytes(8, "little") + header), *(view for view in views if view.nbytes)]
+
+
+def as_raw(tensor: ArrayLike | RawTensor) -> RawTensor:
+    """The tensor's bytes in row-major order, without a copy where they lie so already."""
+    if isinstance(tensor, RawTensor):
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(
+                f"a RawTensor of {tensor.dtype!r} cannot be sent: its dtype is one of {', '.join(_DTYPES)}"
+            )
+        return tensor
+    array = np.asarray(tensor)
+    if array.dtype.kind in "iub":
+        array = array.astype(np.float64)
+    name = _WIRE_NAMES.get(array.dtype.newbyteorder("<"))
+    if name is None:
+        raise TypeError(f"an array of {array.dtype} cannot be sent: use float16, float32 or float64")
+    flat = np.ascontiguousarray(array, dtype=_DTYPES[name]).reshape(-1)
+    return RawTensor(name, array.shape, flat.view(np.uint8).data if flat.size else b"")
+
+
+@lru_cache(maxsize=64)
+def _entries_json(tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> str:
+    """The header's entries; a training loop sends the same ones at every step."""
+    entries, at = [], 0
+    for name, dtype, shape in tensors:
+        stop = at + _nbytes(dtype, shape)
+        entry = {"dtype": dtype, "shape": shape, "data_offsets": [at, stop]}
+        entries.append(f",{json.dumps(name)}:{json.dumps(entry)}")
+        at = stop
+    return "".join(entries)
+
+
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape, start=_DTYPES[dtype].itemsize)
+
+
+def decode(body: memoryview) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors, as views of ``body``, and metadata of one safetensors file; BF16 becomes a new float32 array.
+
+    Raises: MalformedReply when ``body`` is not such a file.
+    """
+    length = header_length(body[:8], len(body))
+    entries, metadata = decode_header(body[8 : 8 + length], len(body) - 8 - length)
+    data = body[8 + length :]
+    return {name: to_array(entry, data[entry.start : entry.stop]) for name, entry in entries}, metadata
+
+
+def header_length(prefix: memoryview, body_bytes: int) -> int:
+    """How long the header is, from the first eight bytes. Raises: MalformedReply when it cannot be so long."""
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > body_bytes - 8:
+        raise MalformedReply("The reply is too short to be a safetensors file.")
+    return length
+
+
+def decode_header(header: memoryview, data_bytes: int) -> tuple[list[tuple[str, Entry]], dict[str, str]]:
+    """The tensors in the order of their bytes, and the metadata.
+
+    Raises: MalformedReply unless the tensors fill ``data_bytes`` without a hole or an overlap.
+    """
+    try:
+        document = json.loads(bytes(header))
+        metadata = {str(key): str(value) for key, value in document.pop("__metadata__", {}).items()}
+        entries = sorted(((name, _entry(**fields)) for name, fields in document.items()), key=_by_offset)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise MalformedReply(f"The reply's safetensors header cannot be read: {error}.") from error
+    at = 0
+    for name, entry in entries:
+        if entry.start != at or entry.stop - at != _nbytes(entry.dtype, entry.shape):
+            raise MalformedReply(f"The reply's tensor {name!r} does not lie where it must.")
+        at = entry.stop
+    if at != data_bytes:
+        raise MalformedReply(f"The reply holds {data_bytes} bytes of tensors where its header says {at}.")
+    return entries, metadata
+
+
+def _by_offset(item: tuple[str, Entry]) -> tuple[int, int]:
+    return item[1].start, item[1].stop
+
+
+def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> Entry:
+    start, stop = data_offsets
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+        raise ValueError("shapes and offsets are whole numbers")
+    return Entry(dtype, tuple(shape), start, stop)
+
+
+def to_array(entry: Entry, data: memoryview) -> Array:
+    """The tensor as a view of its bytes; BF16, which NumPy lacks, as the float32 with the same upper bits."""
+    array = np.frombuffer(data, dtype=_DTYPES[entry.dtype]).reshape(entry.shape)
+    if entry.dtype == "BF16":
+        array = (array.astype("<u4") << 16).view("<f4")
+    return array

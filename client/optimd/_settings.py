@@ -1,0 +1,100 @@
+"""Where the server is and how patient to be: from arguments, else from the environment."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from urllib.parse import urlsplit
+
+from optimd.errors import InvalidSetting
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+FLOOR_BYTES_PER_S = 10 * 2**20
+"""The slowest network a body is planned for: each 10 MiB sent may take one second more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a client needs to know before it can talk.
+
+    Attributes:
+      url: of the server, `http://` or `https://`, without a trailing slash. Environment: `OPTIMD_URL`.
+      api_key: sent as `Authorization: Bearer …`; never shown. Environment: `OPTIMD_API_KEY`.
+      timeout_s: longest silence borne for a request without a body. Environment: `OPTIMD_TIMEOUT`.
+      retries: attempts after the first. Environment: `OPTIMD_RETRIES`.
+    """
+
+    url: str
+    api_key: str | None = field(repr=False)
+    timeout_s: float
+    retries: int
+
+    @classmethod
+    def resolve(
+        cls,
+        url: str | None = None,
+        api_key: str | None = None,
+        timeout: float | None = None,
+        retries: int | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Settings:
+        """Take each setting from its argument, else from the environment, else its default.
+
+        Raises: InvalidSetting, naming the variable, for anything that cannot be used.
+        """
+        return cls(
+            url=_url(url or environ.get("OPTIMD_URL") or DEFAULT_URL),
+            api_key=_api_key(api_key or environ.get("OPTIMD_API_KEY") or None),
+            timeout_s=_timeout(environ.get("OPTIMD_TIMEOUT") or 30.0 if timeout is None else timeout),
+            retries=_retries(environ.get("OPTIMD_RETRIES") or 5 if retries is None else retries),
+        )
+
+    def timeout_for(self, body_bytes: int) -> float:
+        """Seconds of silence to bear for a request of this size: the base, plus its bytes at the floor rate."""
+        return self.timeout_s + body_bytes / FLOOR_BYTES_PER_S
+
+    def headers(self) -> dict[str, str]:
+        """What goes with every request."""
+        # Compressing weights costs more than it saves above 1 Gb/s, and would break reading them into place.
+        headers = {"user-agent": f"optimd/{version('optimd')}", "accept-encoding": "identity"}
+        return headers | ({"authorization": f"Bearer {self.api_key}"} if self.api_key else {})
+
+
+def _url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise InvalidSetting(f"OPTIMD_URL {url!r} is no URL: {error}.") from error
+    if not usable or parts.query or parts.fragment or not url.isprintable() or " " in url:
+        raise InvalidSetting(f"OPTIMD_URL must look like http://host:port, and is {url!r}.")
+    return url.rstrip("/")
+
+
+def _api_key(api_key: str | None) -> str | None:
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise InvalidSetting("OPTIMD_API_KEY must be printable ASCII; look for a stray newline.")
+    return api_key
+
+
+def _timeout(value: float | str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError as error:
+        raise InvalidSetting(f"OPTIMD_TIMEOUT must be a number of seconds, and is {value!r}.") from error
+    if not 0 < seconds < math.inf:
+        raise InvalidSetting(f"OPTIMD_TIMEOUT must be positive and finite, and is {value!r}.")
+    return seconds
+
+
+def _retries(value: int | str) -> int:
+    try:
+        retries = int(value)
+    except ValueError as error:
+        raise InvalidSetting(f"OPTIMD_RETRIES must be a whole number, and is {value!r}.") from error
+    if retries < 0:
+        raise InvalidSetting(f"OPTIMD_RETRIES cannot be negative, and is {value!r}.")
+    return retries

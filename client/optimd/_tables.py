@@ -1,0 +1,156 @@
+"""What the `optimd` command shows: tables and one-line pictures. Names are users' own, and never trusted as markup."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from itertools import pairwise
+from typing import Any, TextIO
+
+from rich.table import Table
+from rich.text import Text
+
+from optimd.models import OptimizerInfo, SessionInfo, Step
+
+_BARS = "▁▂▃▄▅▆▇█"
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def plain(value: object) -> Text:
+    """A value as text that can neither style nor steer a terminal."""
+    text = "" if value is None else str(value)
+    return Text("".join(c if c.isprintable() else "�" for c in text), overflow="fold")
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def size(count: float) -> str:
+    """A number of bytes as a person reads it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
+
+
+def _table(title: str, columns: Sequence[str], *, numeric: Iterable[str] = ()) -> Table:
+    table = Table(title=plain(title), title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(plain(column), justify="right" if column in numeric else "left", overflow="fold")
+    return table
+
+
+def sessions_table(sessions: Iterable[SessionInfo]) -> Table:
+    columns = ("id", "name", "status", "optimizer", "step", "parameters", "memory", "created")
+    table = _table("Sessions", columns, numeric={"step", "parameters", "memory"})
+    for info in sessions:
+        texts = (info["id"], info["name"], info["status"], info["optimizer"]["name"])
+        counts = (str(info["step"]), f"{info['parameters']:,}", size(info["bytes"]), info["created_at"])
+        table.add_row(*map(plain, (*texts, *counts)))
+    return table
+
+
+def facts_table(info: SessionInfo) -> Table:
+    table = _table(f"Session {info['id']}", ("field", "value"))
+    table.show_header = False
+    facts: dict[str, Any] = {key: info.get(key) for key in ("name", "status", "created_at", "step", "etag", "skipped")}
+    facts |= {"optimizer": info["optimizer"]["name"], "parameters": f"{info['parameters']:,}"}
+    facts |= {"memory": size(info["bytes"]), "nonfinite": info["nonfinite"]}
+    for key, value in facts.items():
+        table.add_row(key, plain(value))
+    return table
+
+
+def groups_table(info: SessionInfo) -> Table:
+    groups = info["hyperparameters"]
+    names = sorted({name for settings in groups.values() for name in settings})
+    table = _table("Groups", ("group", *names))
+    for group, settings in groups.items():
+        table.add_row(plain(group), *(plain(settings.get(name)) for name in names))
+    return table
+
+
+def tensors_table(info: SessionInfo) -> Table:
+    table = _table("Tensors, in layout order", ("tensor", "shape", "dtype", "group"))
+    for tensor in info.get("tensors", []):
+        shape = " × ".join(map(str, tensor["shape"])) or "scalar"
+        table.add_row(*map(plain, (tensor["name"], shape, tensor["dtype"], tensor["group"])))
+    return table
+
+
+def optimizers_table(optimizers: Iterable[OptimizerInfo]) -> Table:
+    table = _table("Optimizers", ("name", "summary", "state", "bytes/parameter"), numeric={"bytes/parameter"})
+    for info in optimizers:
+        texts = (info["name"], info["summary"], ", ".join(info["state"]) or "none", info["bytes_per_parameter"])
+        table.add_row(*map(plain, texts))
+    return table
+
+
+def hyperparameters_table(info: OptimizerInfo) -> Table:
+    table = _table(f"{info['name']}: {info['summary']}", ("hyperparameter", "default", "meaning"))
+    described: Mapping[str, Any] = info["hyperparameters"].get("properties", {})
+    for name, default in info["defaults"].items():
+        table.add_row(*map(plain, (name, json.dumps(default), described.get(name, {}).get("description"))))
+    table.caption = plain(info["source"])
+    return table
+
+
+_STEP_COLUMNS = ("step", "outcome", "lr", "loss", "grad_norm", "update_norm", "param_norm", "committed")
+
+
+def steps_table(steps: Iterable[Step], title: str) -> Table:
+    table = _table(title, _STEP_COLUMNS, numeric=set(_STEP_COLUMNS) - {"outcome", "committed"})
+    for step in steps:
+        table.add_row(*map(plain, step_cells(step)))
+    return table
+
+
+def step_cells(step: Step) -> tuple[str, ...]:
+    """One step in the columns of `steps_table`."""
+    figures = (step.lr, step.loss, step.grad_norm, step.update_norm, step.param_norm)
+    return (str(step.step), step.outcome, *map(number, figures), _clock(step.committed_at))
+
+
+def _clock(at: datetime) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """The values as a row of bars, averaged where there are more of them than columns."""
+    columns = min(width, len(values))
+    cuts = [i * len(values) // columns for i in range(columns + 1)] if columns else [0]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    low, span = min(means, default=0.0), max(means, default=0.0) - min(means, default=0.0)
+    return "".join(_BARS[int((mean - low) / span * (len(_BARS) - 1))] if span else _BARS[0] for mean in means)
+
+
+def row(step: Step) -> dict[str, Any]:
+    """One step as plain values."""
+    return asdict(step) | {"committed_at": step.committed_at.isoformat()}
+
+
+def write_json_lines(steps: Iterable[Step], out: TextIO) -> None:
+    for step in steps:
+        out.write(json.dumps(row(step)) + "\n")
+
+
+def write_csv(steps: Iterable[Step], out: TextIO) -> None:
+    """Rows under one header; a cell that a spreadsheet would take for a formula gets a quote in front."""
+    writer: csv.DictWriter[str] | None = None
+    for step in steps:
+        cells = {name: _cell(value) for name, value in row(step).items()}
+        if writer is None:
+            writer = csv.DictWriter(out, cells)
+            writer.writeheader()
+        writer.writerow(cells)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return "'" + value if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value

@@ -1,0 +1,180 @@
+"""A connection to an optimd server: create sessions, find them, read the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from optimd._core import Tensors
+from optimd._drive import AsyncDriver, Driver
+from optimd._httpx import AsyncHttpxTransport
+from optimd._retry import Retry
+from optimd._service import ServiceCore, TensorSpecs
+from optimd._settings import Settings
+from optimd._transport import transport_for
+from optimd.models import OptimizerInfo, SessionInfo, SessionStatus
+from optimd.session import AsyncSession, Session
+
+
+class Client:
+    """A connection to one server; usable from several threads, and as a context manager.
+
+    Args:
+      url: of the server; else `OPTIMD_URL`, else http://127.0.0.1:8000.
+      api_key: else `OPTIMD_API_KEY`, else none.
+      timeout: seconds of silence borne for a request without a body; each 10 MiB sent adds one. Else
+        `OPTIMD_TIMEOUT`, else 30.
+      retries: attempts after the first, with exponential backoff. Else `OPTIMD_RETRIES`, else 5.
+      transport: any httpx transport, to talk through instead of the one made for tensors: for tests, custom TLS.
+
+    Raises: InvalidSetting.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | None = None,
+        retries: int | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        settings = Settings.resolve(url, api_key, timeout, retries)
+        self.url = settings.url
+        self._core = ServiceCore(Retry(settings.retries))
+        self._transport = transport_for(settings, transport)
+        self._run = Driver(self._transport)
+
+    def create_session(
+        self,
+        optimizer: str | Mapping[str, Any],
+        *,
+        tensors: TensorSpecs | None = None,
+        params: Tensors | None = None,
+        name: str | None = None,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        nonfinite: str | None = None,
+        seed: int | None = None,
+        storage: Mapping[str, Any] | None = None,
+        durability: str | None = None,
+        **hyperparameters: Any,
+    ) -> Session:
+        """Create a session from tensors to be initialised by the server, or from weights.
+
+        Args:
+          optimizer: its name in the catalogue, or a mapping of name and hyperparameters.
+          tensors: tensor name → shape, or the HTTP reference's list of `{"name", "shape", "init", …}`.
+          params: tensor name → weights.
+          groups: hyperparameters of their own for some tensors: `[{"match": ["*.bias"], "weight_decay": 0}]`.
+          nonfinite: "reject" (default), "skip" or "zero": what to do with a gradient that is not finite.
+          seed: of the server's initialisers.
+          storage, durability, name: as in the HTTP reference.
+          hyperparameters: such as `lr=1e-3`; the optimizer's defaults for the rest.
+
+        Raises: InvalidHyperparameter, InvalidField, OptimizerNotFound, InsufficientMemory. It is sent again only
+          when nothing was sent at all, so that a lost reply cannot leave two sessions.
+        """
+        description: dict[str, Any] = {"name": name, "groups": groups, "nonfinite": nonfinite, "seed": seed}
+        description |= {"storage": storage, "durability": durability}
+        core = self._run(self._core.create_session(optimizer, hyperparameters, tensors, params, description))
+        return Session(core, self._run)
+
+    def session(self, session_id: str) -> Session:
+        """The session of that id. Raises: SessionNotFound."""
+        return Session(self._run(self._core.session(session_id)), self._run)
+
+    def sessions(self, status: SessionStatus = "live", limit: int | None = None) -> Iterator[SessionInfo]:
+        """The server's sessions, oldest first, fetched page by page."""
+        return self._run.rows(partial(self._core.sessions, status), "", limit)
+
+    def optimizers(self) -> list[OptimizerInfo]:
+        """The catalogue."""
+        return self._run(self._core.optimizers())
+
+    def optimizer(self, name: str) -> OptimizerInfo:
+        """One optimizer of the catalogue. Raises: OptimizerNotFound."""
+        return self._run(self._core.optimizer(name))
+
+    def health(self) -> dict[str, Any]:
+        """What `/readyz` says, asked once. Raises: ProblemError when the server is not ready."""
+        return self._run(self._core.health())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same calls, awaited; sessions are listed with `async for`."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | None = None,
+        retries: int | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        settings = Settings.resolve(url, api_key, timeout, retries)
+        self.url = settings.url
+        self._core = ServiceCore(Retry(settings.retries))
+        self._transport = AsyncHttpxTransport(settings, transport)
+        self._run = AsyncDriver(self._transport)
+
+    async def create_session(
+        self,
+        optimizer: str | Mapping[str, Any],
+        *,
+        tensors: TensorSpecs | None = None,
+        params: Tensors | None = None,
+        name: str | None = None,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        nonfinite: str | None = None,
+        seed: int | None = None,
+        storage: Mapping[str, Any] | None = None,
+        durability: str | None = None,
+        **hyperparameters: Any,
+    ) -> AsyncSession:
+        description: dict[str, Any] = {"name": name, "groups": groups, "nonfinite": nonfinite, "seed": seed}
+        description |= {"storage": storage, "durability": durability}
+        core = await self._run(self._core.create_session(optimizer, hyperparameters, tensors, params, description))
+        return AsyncSession(core, self._run)
+
+    async def session(self, session_id: str) -> AsyncSession:
+        return AsyncSession(await self._run(self._core.session(session_id)), self._run)
+
+    def sessions(self, status: SessionStatus = "live", limit: int | None = None) -> AsyncIterator[SessionInfo]:
+        return self._run.rows(partial(self._core.sessions, status), "", limit)
+
+    async def optimizers(self) -> list[OptimizerInfo]:
+        return await self._run(self._core.optimizers())
+
+    async def optimizer(self, name: str) -> OptimizerInfo:
+        return await self._run(self._core.optimizer(name))
+
+    async def health(self) -> dict[str, Any]:
+        return await self._run(self._core.health())
+
+    async def close(self) -> None:
+        await self._transport.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
