@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from typing import Any
 
+import numpy as np
 from pydantic import Field
-from torch import Tensor
 
-from optimd_service.optim.flat_group import FlatGroup, require_alike
-from optimd_service.optim.fused import fused_adam_
+from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import STRUCTURAL, Betas, Eps, Hyperparameters, L2Decay, LearningRate
+from optimd_service.optim.kernel import Sums, element, fma, loop, square, widen
 
 
 class Adam(Hyperparameters):
@@ -27,33 +28,7 @@ def state(hyper: Adam) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if hyper.amsgrad else ("exp_avg", "exp_avg_sq")
 
 
-def step_(group: FlatGroup, hyper: Adam, _work: Sequence[Tensor]) -> None:
-    """Update ``group`` by ``adam_``."""
-    adam_(
-        group.params,
-        group.grads,
-        *(group.state[name] for name in state(hyper)),
-        step=group.step,
-        lr=hyper.lr,
-        betas=hyper.betas,
-        eps=hyper.eps,
-        weight_decay=hyper.weight_decay,
-    )
-
-
-def adam_(
-    params: Tensor,
-    grads: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None = None,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
+def step_(group: FlatGroup, hyper: Adam) -> Sums:
     """Apply one Adam step to a flat group, in place.
 
     With t = step:
@@ -62,30 +37,71 @@ def adam_(
         p ← p − lr · m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + ε)
     AMSGrad keeps v̂ ← max(v̂, v) and divides by v̂ in place of v.
 
-    Args:
-      params: shape [n], float32 or float64; written.
-      grads: shape [n], dtype of params; read only.
-      exp_avg, exp_avg_sq: m and v, shape [n], dtype of params; written.
-      max_exp_avg_sq: v̂, shape [n], dtype of params; written. None without AMSGrad.
-      step: number of this update, ≥ 1.   lr: ≥ 0, parameter units per step.
-      betas: each in [0, 1).   eps: > 0, in gradient units.   weight_decay: λ ≥ 0, added to the gradient.
-
     Raises: ShapeMismatch, before anything is written.
     Cost: reads 16 and writes 12 bytes a float32 parameter; with AMSGrad 20 and 16.
     Source: Kingma & Ba 2015, arXiv:1412.6980; Reddi et al. 2018, arXiv:1904.09237. The maximum is taken before bias
         correction, as in torch.optim.Adam; the paper has no correction at all.
     """
-    require_alike(params, grads=grads, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, max_exp_avg_sq=max_exp_avg_sq)
-    fused_adam_(
-        params,
-        grads,
-        exp_avg,
-        exp_avg_sq,
-        max_exp_avg_sq,
-        decay="l2",
-        step=step,
-        lr=lr,
-        betas=betas,
-        eps=eps,
-        weight_decay=weight_decay,
-    )
+    return adam_(group, state(hyper), hyper, l2_decay=hyper.weight_decay, kept=1.0)
+
+
+def adam_(group: FlatGroup, buffers: tuple[str, ...], hyper: Any, *, l2_decay: float, kept: float) -> Sums:
+    """Adam, and what is told from it by its weight decay alone.
+
+    Args:
+      hyper: has lr, betas and eps.
+      l2_decay: λ of the g ← g + λp that comes first.   kept: what p is multiplied by before it moves.
+    """
+    (beta1, beta2), step = hyper.betas, group.step
+    p, g, m, v, *largest = group.arrays(*buffers)
+    rate, root = -hyper.lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
+    constants = group.constants(l2_decay, kept, 1 - beta1, beta2, 1 - beta2, rate, root, hyper.eps)
+    return Sums(*_walk(p, g, m, v, largest[0] if largest else None, *constants))
+
+
+@loop
+def _walk(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    largest: Any,
+    l2: Any,
+    kept: Any,
+    new1: Any,
+    beta2: Any,
+    new2: Any,
+    rate: Any,
+    root: Any,
+    eps: Any,
+) -> Any:
+    change = size = 0.0
+    for i in range(p.size):
+        old = p[i]
+        grad = fma(l2, old, widen(g[i]))
+        m[i] = _mean(m[i], grad, new1)
+        v[i] = _mean_of_squares(v[i], grad, beta2, new2)
+        if largest is None:
+            most = v[i]
+        else:
+            most = largest[i] = max(largest[i], v[i])
+        p[i] = _moved(old * kept, m[i], most, rate, root, eps)
+        change += square(p[i] - old)
+        size += square(p[i])
+    return change, size
+
+
+# In the order of operations of torch's fused kernel, so that the bits are its own where its vectors reach.
+@element
+def _mean(m: Any, g: Any, new: Any) -> Any:
+    return fma(new, g - m, m)
+
+
+@element
+def _mean_of_squares(v: Any, g: Any, beta: Any, new: Any) -> Any:
+    return fma(new * g, g, v * beta)
+
+
+@element
+def _moved(p: Any, m: Any, v: Any, rate: Any, root: Any, eps: Any) -> Any:
+    return p + rate * m / (np.sqrt(v) / root + eps)

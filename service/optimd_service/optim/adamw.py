@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pydantic import Field
-from torch import Tensor
 
-from optimd_service.optim.flat_group import FlatGroup, require_alike
-from optimd_service.optim.fused import fused_adam_
+from optimd_service.optim.adam import adam_
+from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import STRUCTURAL, Betas, DecoupledDecay, Eps, Hyperparameters, LearningRate
+from optimd_service.optim.kernel import Sums
 
 
 class AdamW(Hyperparameters):
@@ -27,33 +25,7 @@ def state(hyper: AdamW) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if hyper.amsgrad else ("exp_avg", "exp_avg_sq")
 
 
-def step_(group: FlatGroup, hyper: AdamW, _work: Sequence[Tensor]) -> None:
-    """Update ``group`` by ``adamw_``."""
-    adamw_(
-        group.params,
-        group.grads,
-        *(group.state[name] for name in state(hyper)),
-        step=group.step,
-        lr=hyper.lr,
-        betas=hyper.betas,
-        eps=hyper.eps,
-        weight_decay=hyper.weight_decay,
-    )
-
-
-def adamw_(
-    params: Tensor,
-    grads: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None = None,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
+def step_(group: FlatGroup, hyper: AdamW) -> Sums:
     """Apply one AdamW step to a flat group, in place.
 
     With t = step:
@@ -61,29 +33,8 @@ def adamw_(
         p ← p − lr · m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + ε)
     AMSGrad keeps v̂ ← max(v̂, v) and divides by v̂ in place of v.
 
-    Args:
-      params: shape [n], float32 or float64; written.
-      grads: shape [n], dtype of params; read only.
-      exp_avg, exp_avg_sq: m and v, shape [n], dtype of params; written.
-      max_exp_avg_sq: v̂, shape [n], dtype of params; written. None without AMSGrad.
-      step: number of this update, ≥ 1.   lr: ≥ 0, parameter units per step.
-      betas: each in [0, 1).   eps: > 0, in gradient units.   weight_decay: λ ≥ 0, no unit.
-
     Raises: ShapeMismatch, before anything is written.
     Cost: reads 16 and writes 12 bytes a float32 parameter; with AMSGrad 20 and 16.
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101; lr multiplies λ, as in torch.optim.AdamW.
     """
-    require_alike(params, grads=grads, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, max_exp_avg_sq=max_exp_avg_sq)
-    fused_adam_(
-        params,
-        grads,
-        exp_avg,
-        exp_avg_sq,
-        max_exp_avg_sq,
-        decay="decoupled",
-        step=step,
-        lr=lr,
-        betas=betas,
-        eps=eps,
-        weight_decay=weight_decay,
-    )
+    return adam_(group, state(hyper), hyper, l2_decay=0.0, kept=1 - hyper.lr * hyper.weight_decay)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from optimd_service.errors import ShapeMismatch
 
+Array = NDArray[Any]
+Numbers = dict[str, float]
+"""What an optimizer remembers of a whole group beside its buffers, such as Prodigy's estimate d."""
+
 
 class FlatGroup(NamedTuple):
-    """One group's weights, gradients and state at one step.
+    """One group's weights, gradients and state at one step, or a part of them.
 
     Attributes:
       params: shape [n], contiguous, float32 or float64; written by a step.
-      grads: shape [n], dtype of params; read only.
+      grads: shape [n], dtype of params, or bfloat16 beside float32; read only.
       state: buffer name, as in torch.optim → shape [n], dtype of params; written. Buffers begin at zero.
       step: number of this update, ≥ 1.
-      fresh: no update has written SGD's momentum buffer yet.
+      fresh: some buffer has not been written by an update yet.
+      numbers: the group's own, advanced once before the first block of an update; blocks only read them.
+      shape: of the tensor, where the optimizer looks at tensors one by one; its state then has shapes of its own.
+      rows: of the tensor, [height, width], that ``grads`` are of, where they are of some rows alone: shape [k], int64,
+        ascending, each once. ``grads`` are [k · width] then.
     """
 
     params: Tensor
@@ -26,13 +37,30 @@ class FlatGroup(NamedTuple):
     state: Mapping[str, Tensor]
     step: int
     fresh: bool = False
+    numbers: Numbers = {}  # noqa: RUF012  never written through the default: who has numbers brings them
+    shape: tuple[int, ...] | None = None
+    rows: Tensor | None = None
 
     def part(self, start: int, stop: int) -> FlatGroup:
         """Elements ``start`` to ``stop``, as views."""
         if (start, stop) == (0, self.params.numel()):
             return self
         state = {name: buffer[start:stop] for name, buffer in self.state.items()}
-        return FlatGroup(self.params[start:stop], self.grads[start:stop], state, self.step, self.fresh)
+        return self._replace(params=self.params[start:stop], grads=self.grads[start:stop], state=state)
+
+    def arrays(self, *buffers: str) -> tuple[Array, ...]:
+        """Weights, gradients and these state buffers in place, as the compiled loops take them; bfloat16 as its bits.
+
+        Raises: ShapeMismatch, naming the first that is not as long as the weights; loops check no bounds.
+        """
+        require_alike(self.params, grads=self.grads, **{name: self.state[name] for name in buffers})
+        grads = self.grads.view(torch.uint16) if self.grads.dtype is torch.bfloat16 else self.grads
+        return tuple(tensor.numpy() for tensor in (self.params, grads, *(self.state[name] for name in buffers)))
+
+    def constants(self, *values: float) -> tuple[np.floating[Any], ...]:
+        """Numbers in the dtype of the arithmetic: one float64 among float32 would make a loop compute in float64."""
+        kind = np.float64 if self.params.dtype is torch.float64 else np.float32
+        return tuple(map(kind, values))
 
 
 def require_alike(params: Tensor, **others: Tensor | None) -> None:

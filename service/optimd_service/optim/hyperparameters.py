@@ -33,16 +33,23 @@ LearningRate = Annotated[float, Field(ge=0, le=LARGEST, description="Learning ra
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # JSON has no tuples, so a list is one; what lies inside stays strict.
 Betas = Annotated[tuple[Beta, Beta], Strict(strict=False)]
+Betas3 = Annotated[tuple[Beta, Beta, Beta], Strict(strict=False)]
 Eps = Annotated[
     float,
     Field(gt=0, le=LARGEST, description="ε: added to the denominator, in gradient units."),
     AfterValidator(_not_zero_in_float32),
 ]
+# More steps than any run has, and few enough to be exact in float64.
+Steps = Annotated[int, Field(ge=0, le=10**15)]
 Momentum = Annotated[
     float, Field(ge=0, le=LARGEST, description="Factor of the momentum buffer; 0 is none, and keeps no buffer.")
 ]
 L2Decay = Annotated[float, Field(ge=0, le=LARGEST, description="λ: λ·p is added to the gradient.")]
 DecoupledDecay = Annotated[float, Field(ge=0, le=LARGEST, description="λ: lr·λ·p is taken from the parameter.")]
+EitherDecay = Annotated[
+    float,
+    Field(ge=0, le=LARGEST, description="λ: λ·p is added to the gradient; decoupled, lr·λ·p is taken from p."),
+]
 
 STRUCTURAL: JsonDict = {"structural": True}
 """``json_schema_extra`` of a field that decides which buffers exist, and is therefore fixed at creation."""

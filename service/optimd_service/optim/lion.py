@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
-import torch
+import numpy as np
 from pydantic import Field
-from torch import Tensor
 
-from optimd_service.optim.flat_group import FlatGroup, require_alike
+from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Betas, DecoupledDecay, Hyperparameters, LearningRate
+from optimd_service.optim.kernel import Sums, element, fma, loop, square, widen
 
 
 class Lion(Hyperparameters):
@@ -23,41 +23,39 @@ def state(_hyper: Lion) -> tuple[str, ...]:
     return ("exp_avg",)
 
 
-def step_(group: FlatGroup, hyper: Lion, work: Sequence[Tensor]) -> None:
-    """Update ``group`` by ``lion_``."""
-    lion_(group.params, group.grads, group.state["exp_avg"], work=work[0], **dict(hyper))
-
-
-def lion_(
-    params: Tensor,
-    grads: Tensor,
-    exp_avg: Tensor,
-    *,
-    work: Tensor,
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-) -> None:
+def step_(group: FlatGroup, hyper: Lion) -> Sums:
     """Apply one Lion step to a flat group, in place.
 
-    p ← p − lr · (sign(β₁m + (1−β₁)g) + λp)
-    m ← β₂m + (1−β₂)g
-
-    Args:
-      params: shape [n], float32 or float64; written.
-      grads: shape [n], dtype of params; read only.
-      exp_avg: m, shape [n], dtype of params; written.
-      work: shape [n], dtype of params; overwritten.
-      lr: ≥ 0, parameter units per step.   betas: each in [0, 1).   weight_decay: λ ≥ 0, no unit.
+        p ← p − lr · (sign(β₁m + (1−β₁)g) + λp)
+        m ← β₂m + (1−β₂)g
 
     Raises: ShapeMismatch, before anything is written.
-    Cost: 5 passes in eager torch; call it on blocks that fit the cache.
+    Cost: reads 12 and writes 8 bytes a float32 parameter.
     Source: Chen et al. 2023, arXiv:2302.06675; lr multiplies λ, as there.
     """
-    require_alike(params, grads=grads, exp_avg=exp_avg, work=work)
-    direction = torch.lerp(exp_avg, grads, 1 - betas[0], out=work).sign_()
-    if weight_decay:
-        # Not params.mul_(1 - lr·λ): that factor, rounded to float32, is wrong the same way at every step.
-        direction.add_(params, alpha=weight_decay)
-    params.add_(direction, alpha=-lr)
-    exp_avg.lerp_(grads, 1 - betas[1])
+    beta1, beta2 = hyper.betas
+    constants = group.constants(-hyper.lr, hyper.weight_decay, 1 - beta1, 1 - beta2)
+    return Sums(*_walk(*group.arrays("exp_avg"), *constants))
+
+
+@loop
+def _walk(p: Any, g: Any, m: Any, rate: Any, decay: Any, new1: Any, new2: Any) -> Any:
+    change = size = 0.0
+    for i in range(p.size):
+        old, grad = p[i], widen(g[i])
+        p[i] = _moved(old, _mean(m[i], grad, new1), rate, decay)
+        m[i] = _mean(m[i], grad, new2)
+        change += square(p[i] - old)
+        size += square(p[i])
+    return change, size
+
+
+@element
+def _mean(m: Any, g: Any, new: Any) -> Any:
+    return fma(new, g - m, m)
+
+
+@element
+def _moved(p: Any, direction: Any, rate: Any, decay: Any) -> Any:
+    # Not p·(1 − lr·λ): that factor, rounded to float32, is wrong the same way at every step.
+    return fma(rate, fma(decay, p, np.sign(direction)), p)

@@ -4,48 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# A dot product of this many float32 squares is right to 1e-7; torch's vector_norm of 25 million is off by 1e-3.
-NORM_BLOCK = 2**18
-# What one worker is given at a time.
-CHUNK = 2**22
+from optimd_service.optim.kernel import loop, square, widen
+
+# What one worker is given at a time: a call costs nothing beside it, and where chunks begin does not depend on workers.
+CHUNK = 2**20
 Each = Callable[[Callable[[int], float], Iterable[int]], Iterable[float]]
-# A norm at or below this may have lost squares that are too small for float32.
-SMALLEST_SAFE = 1e-15
+# A float64 norm at or below this may have lost squares that are too small for float64.
+SMALLEST_SAFE = 1e-140
 
 
 def norm(flat: Tensor, each: Each = map) -> float:
     """The 2-norm of all elements; finite exactly if every element is and the norm itself is a float64.
 
-    Where squares leave the dtype's range, they are taken again with the largest element scaled to 1, so 1e30 and
-    1e-30 have norms like any other. Allocates at most one block, however long ``flat`` is.
+    Squares are added in float64, in which no square of a float32 or a bfloat16 is lost. Where squares of float64
+    elements leave the range, they are taken again with the largest element scaled to 1, so 1e300 and 1e-300 have norms
+    like any other.
 
     Args:
-      flat: shape [n], contiguous, float32 or float64; n may be 0. Read only.
-      each: as ``map``, perhaps side by side.
+      flat: shape [n], contiguous, float32, float64 or bfloat16; n may be 0. Read only.
+      each: as ``map``, perhaps side by side; the result does not depend on it.
 
-    Cost: one pass over memory; three where squares leave the range.
+    Cost: one pass over memory; three, and a copy of a chunk, where float64 squares leave the range.
     """
     length = flat.numel()
-    if 0 < length <= NORM_BLOCK:
-        return _block_norm(flat)
-    if length > CHUNK:
-        return math.hypot(*each(lambda at: norm(flat[at : at + CHUNK]), range(0, length, CHUNK)))
-    starts = range(0, length, NORM_BLOCK)
-    return math.hypot(*(_block_norm(flat[at : at + NORM_BLOCK]) for at in starts))
+    if length <= CHUNK:
+        return _chunk_norm(flat)
+    return math.hypot(*each(lambda at: _chunk_norm(flat[at : at + CHUNK]), range(0, length, CHUNK)))
 
 
-def _block_norm(block: Tensor) -> float:
-    fast = math.sqrt(torch.dot(block, block).item())
-    return fast if SMALLEST_SAFE < fast < math.inf else _scaled_norm(block)
+def _chunk_norm(chunk: Tensor) -> float:
+    bits = chunk.view(torch.uint16) if chunk.dtype is torch.bfloat16 else chunk
+    fast = math.sqrt(_sum_of_squares(bits.numpy()))
+    if chunk.dtype is not torch.float64 or SMALLEST_SAFE < fast < math.inf:
+        return fast
+    return _scaled_norm(chunk)
 
 
-def _scaled_norm(block: Tensor) -> float:
-    largest = max(abs(bound.item()) for bound in torch.aminmax(block))
+def _scaled_norm(chunk: Tensor) -> float:
+    if not chunk.numel():
+        return 0.0
+    largest = max(abs(bound.item()) for bound in torch.aminmax(chunk))
     if largest == 0 or not math.isfinite(largest):
         return largest
-    scaled = block / largest
-    return largest * math.sqrt(torch.dot(scaled, scaled).item())
+    return largest * math.sqrt(_sum_of_squares((chunk / largest).numpy()))
+
+
+@loop
+def _sum_of_squares(flat: Any) -> Any:
+    total = 0.0
+    for i in range(flat.size):
+        total += square(widen(flat[i]))
+    return total

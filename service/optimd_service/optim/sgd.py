@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Tensor
 
-from optimd_service.optim.flat_group import FlatGroup, require_alike
-from optimd_service.optim.fused import fused_sgd_
+from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Hyperparameters, L2Decay, LearningRate, Momentum
+from optimd_service.optim.kernel import Sums, element, fma, loop, square, widen
 
 
 class SGD(Hyperparameters):
@@ -32,52 +31,58 @@ def state(hyper: SGD) -> tuple[str, ...]:
     return ("momentum_buffer",) if hyper.momentum else ()
 
 
-def step_(group: FlatGroup, hyper: SGD, _work: Sequence[Tensor]) -> None:
-    """Update ``group`` by ``sgd_``."""
-    buffer = group.state["momentum_buffer"] if hyper.momentum else None
-    sgd_(group.params, group.grads, buffer, fresh=group.fresh, **dict(hyper))
+def takes_rows(hyper: SGD) -> bool:
+    """Whether a parameter whose gradient is 0 stays as it is."""
+    return not hyper.momentum and not hyper.weight_decay
 
 
-def sgd_(
-    params: Tensor,
-    grads: Tensor,
-    momentum_buffer: Tensor | None,
-    *,
-    fresh: bool,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-) -> None:
+def step_(group: FlatGroup, hyper: SGD) -> Sums:
     """Apply one SGD step to a flat group, in place.
 
     With momentum μ and dampening τ:
         g ← g + λp
         b ← g if fresh, else μb + (1−τ)g        (without momentum, b is g)
         p ← p − lr · (g + μb if nesterov, else b)
-
-    Args:
-      params: shape [n], float32 or float64; written.
-      grads: shape [n], dtype of params; read only.
-      momentum_buffer: b, shape [n], dtype of params; written. None exactly if momentum is 0.
-      fresh: b has not been written yet, and whatever it holds is not read.
-      lr: ≥ 0, parameter units per step.   momentum: μ ≥ 0.   dampening: τ in [0, 1].
-      weight_decay: λ ≥ 0, added to the gradient.   nesterov: needs μ > 0 and τ = 0.
+    What a fresh b holds is not read.
 
     Raises: ShapeMismatch, before anything is written.
     Cost: reads 8 and writes 4 bytes a float32 parameter; with momentum 12 and 8.
     Source: Sutskever et al. 2013; lr multiplies b when it is used, not when it is built, as in torch.optim.SGD.
     """
-    require_alike(params, grads=grads, momentum_buffer=momentum_buffer)
-    fused_sgd_(
-        params,
-        grads,
-        momentum_buffer,
-        fresh=fresh,
-        lr=lr,
-        momentum=momentum,
-        dampening=dampening,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-    )
+    constants = group.constants(-hyper.lr, hyper.weight_decay, hyper.momentum, 1 - hyper.dampening)
+    if not hyper.momentum:
+        return Sums(*_walk(*group.arrays(), *constants[:2]))
+    return Sums(*_walk_with_momentum(group.fresh, hyper.nesterov, *group.arrays("momentum_buffer"), *constants))
+
+
+@loop
+def _walk(p: Any, g: Any, rate: Any, decay: Any) -> Any:
+    change = size = 0.0
+    for i in range(p.size):
+        old = p[i]
+        p[i] = fma(rate, fma(decay, old, widen(g[i])), old)
+        change += square(p[i] - old)
+        size += square(p[i])
+    return change, size
+
+
+@loop
+def _walk_with_momentum(
+    fresh: Any, nesterov: Any, p: Any, g: Any, b: Any, rate: Any, decay: Any, momentum: Any, new: Any
+) -> Any:
+    change = size = 0.0
+    for i in range(p.size):
+        old = p[i]
+        grad = fma(decay, old, widen(g[i]))
+        b[i] = grad if fresh else _mean(b[i], grad, momentum, new)
+        direction = fma(momentum, b[i], grad) if nesterov else b[i]
+        p[i] = fma(rate, direction, old)
+        change += square(p[i] - old)
+        size += square(p[i])
+    return change, size
+
+
+# In the order of operations of torch's fused kernel, so that the bits are its own where its vectors reach.
+@element
+def _mean(b: Any, g: Any, momentum: Any, new: Any) -> Any:
+    return fma(new, g, b * momentum)

@@ -1,21 +1,20 @@
-"""One update of one group: the optimizer's kernel, and the norms that the receipt gives."""
+"""One update of one group: walked block by block, tensor by tensor, or as the optimizer itself wants it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
-from optimd_service.optim.catalogue import WORK_ROWS, Optimizer
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Hyperparameters
-from optimd_service.optim.norm import norm
+from optimd_service.optim.kernel import Sums
+from optimd_service.optim.optimizer import Optimizer
 
-# Few enough that a block and its scratch stay near the cores, enough that a call costs nothing beside its work.
+# Enough that a call costs nothing beside its work; few enough that the threads of a machine share a group evenly.
 BLOCK = 2**20
+
+T = TypeVar("T")
 
 
 class Norms(NamedTuple):
@@ -30,74 +29,100 @@ class Norms(NamedTuple):
         updates, params = zip((0.0, 0.0), *parts, strict=True)
         return cls(math.hypot(*updates), math.hypot(*params))
 
-
-Scratch = tuple[Tensor, ...]
-T = TypeVar("T")
-
-
-def new_scratch(longest_group: int, dtype: torch.dtype) -> Scratch:
-    """What a block is worked on in: 1 + WORK_ROWS tensors of shape [at most BLOCK]."""
-    return tuple(torch.zeros(min(BLOCK, max(1, longest_group)), dtype=dtype) for _ in range(1 + WORK_ROWS))
+    @classmethod
+    def of(cls, sums: Iterable[Sums]) -> Norms:
+        """The norms over parts whose squares were summed; always added in the order given."""
+        changes, sizes = zip((0.0, 0.0), *sums, strict=True)
+        return cls(math.sqrt(sum(changes)), math.sqrt(sum(sizes)))
 
 
 class Workplace(Protocol):
     """Where the blocks of a group are worked on.
 
     Attributes:
-      block: elements of a block; where blocks begin decides the bits of the result, and who works on them does not.
+      block: elements of a block; where blocks begin decides the bits of the norms, and who works on them does not.
     """
 
     block: int
-
-    def scratch(self, dtype: torch.dtype) -> Scratch:
-        """From ``new_scratch``, and the calling thread's alone."""
 
     def each(self, function: Callable[[int], T], starts: Iterable[int]) -> Iterable[T]:
         """``function`` of each start, in their order; perhaps side by side."""
 
 
 class Here:
-    """One block after the other, in one scratch, whose length is the block's."""
+    """One block after the other, where it is called."""
 
-    def __init__(self, scratch: Scratch) -> None:
-        self.block = scratch[0].numel()
-        self._scratch = scratch
-
-    def scratch(self, dtype: torch.dtype) -> Scratch:  # noqa: ARG002  there is one dtype here
-        return self._scratch
+    def __init__(self, block: int = BLOCK) -> None:
+        self.block = block
 
     def each(self, function: Callable[[int], T], starts: Iterable[int]) -> Iterable[T]:
         return map(function, starts)
 
 
 def update_(optimizer: Optimizer[Any], group: FlatGroup, hyper: Hyperparameters, place: Workplace) -> Norms:
-    """Apply one step to a group in place, block by block.
+    """Apply one step of an element-wise optimizer to a group in place, block by block.
 
-    A group no longer than a block is one kernel call, however many tensors lie in it. Once the first weight is
-    written nothing is allocated that grows with the group.
+    A group no longer than a block is one kernel call, however many tensors lie in it. Nothing is allocated that grows
+    with the group.
 
     Args:
       optimizer: the catalogue's row.   hyper: this group's, of that optimizer.
-      group: shape [n] each, n ≥ 0; params and state are written, grads read only.
+      group: shape [n] each, n ≥ 0; params, state and numbers are written, grads read only.
       place: where the blocks are worked on.
 
     Raises: KeyError, before anything is written, if ``group.state`` lacks a buffer that ``hyper`` needs.
     """
+    _advance(optimizer, group, hyper)
+    if optimizer.survey_ is not None:
+        _survey_(optimizer, group, hyper, place)
+        group = group._replace(fresh=False)
+    return Norms.of(_each_block(group, place, lambda part: _step_(optimizer, part, hyper)))
+
+
+def update_tensors_(
+    optimizer: Optimizer[Any],
+    group: FlatGroup,
+    tensors: Sequence[FlatGroup],
+    hyper: Hyperparameters,
+    place: Workplace,
+) -> Norms:
+    """Apply one step of an optimizer that looks at tensors one by one.
+
+    Args:
+      group: the whole; its numbers are advanced.
+      tensors: its tensors, each with its ``shape``, and state in the shapes that the optimizer gives it.
+    """
+    _advance(optimizer, group, hyper)
+    return Norms.of(place.each(lambda i: _step_(optimizer, tensors[i], hyper), range(len(tensors))))
+
+
+def _advance(optimizer: Optimizer[Any], group: FlatGroup, hyper: Hyperparameters) -> None:
+    if optimizer.advance is not None:
+        group.numbers.update(optimizer.advance(hyper, group.step, group.numbers))
+
+
+def _survey_(optimizer: Optimizer[Any], group: FlatGroup, hyper: Hyperparameters, place: Workplace) -> None:
+    """Let every part be looked at, and the group's numbers be settled from the sums of what was seen."""
+    survey_, settle = optimizer.survey_, optimizer.settle
+    if survey_ is None or settle is None:
+        raise TypeError(f"{optimizer.name} has one of survey_ and settle; they come together.")
+    seen = _each_block(group, place, lambda part: survey_(_begun(optimizer, part, hyper), hyper))
+    sums = tuple(map(sum, zip(*seen, strict=True)))
+    group.numbers.update(settle(hyper, group.step, group.numbers, sums))
+
+
+def _each_block(group: FlatGroup, place: Workplace, function: Callable[[FlatGroup], T]) -> Iterable[T]:
     length, block = group.params.numel(), place.block
     if length <= block:
-        return _update_block_(optimizer, group, hyper, place.scratch(group.params.dtype))
-
-    def update_block_(at: int) -> Norms:
-        part = group.part(at, min(at + block, length))
-        return _update_block_(optimizer, part, hyper, place.scratch(part.params.dtype))
-
-    return Norms.joined(place.each(update_block_, range(0, length, block)))
+        return [function(group)]
+    return place.each(lambda at: function(group.part(at, min(at + block, length))), range(0, length, block))
 
 
-def _update_block_(optimizer: Optimizer[Any], block: FlatGroup, hyper: Hyperparameters, scratch: Scratch) -> Norms:
-    length = block.params.numel()
-    old, *work = scratch if scratch[0].numel() == length else (row[:length] for row in scratch)
-    old.copy_(block.params)
-    optimizer.step_(block, hyper, work)
-    change = torch.sub(block.params, old, out=old)
-    return Norms(norm(change), norm(block.params))
+def _begun(optimizer: Optimizer[Any], part: FlatGroup, hyper: Hyperparameters) -> FlatGroup:
+    if part.fresh and optimizer.begin_ is not None:
+        optimizer.begin_(part, hyper)
+    return part
+
+
+def _step_(optimizer: Optimizer[Any], part: FlatGroup, hyper: Hyperparameters) -> Sums:
+    return optimizer.step_(_begun(optimizer, part, hyper), hyper)

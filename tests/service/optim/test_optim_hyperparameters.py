@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from jsonschema import Draft202012Validator
-from optim_references import REFERENCES, SETTINGS
+from optim_references import ROW, ROWS, SETTINGS, FlatRun, Row, layout_of
 
 from optimd_service.errors import InvalidField, InvalidHyperparameter
 from optimd_service.optim.catalogue import OPTIMIZERS, describe, find
-from optimd_service.optim.flat_group import FlatGroup
-from optimd_service.optim.update import Here, new_scratch, update_
 
 EVERY_FIELD = [(name, field) for name, row in OPTIMIZERS.items() for field in row.hyperparameters.model_fields]
+WRONG = [-1, "1", None, [], {}, float("nan"), float("inf"), 10**400]
 every_field = pytest.mark.parametrize(("optimizer", "field"), EVERY_FIELD)
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
@@ -27,14 +26,30 @@ def refused_field(optimizer: str, values: dict[str, Any], where: str = "optimize
     return refusal.value.evidence["field"]
 
 
-@every_field
-def test_defaults_are_the_references_own(optimizer: str, field: str) -> None:
-    theirs = inspect.signature(REFERENCES[optimizer]).parameters[field].default
+def defaults_of_references() -> list[tuple[str, str, Any]]:
+    """Every optimizer, field and default that the optimizer's reference has, too."""
+    theirs = {row.name: inspect.signature(row.reference).parameters for row in ROWS}
+    names = [(name, field, ROW[name].renamed.get(field, field)) for name, field in EVERY_FIELD if name in ROW]
+    return [(name, field, theirs[name][their].default) for name, field, their in names if their in theirs[name]]
+
+
+@pytest.mark.parametrize(("optimizer", "field", "theirs"), defaults_of_references())
+def test_defaults_are_the_references_own(optimizer: str, field: str, theirs: Any) -> None:
     assert describe(find(optimizer))["defaults"][field] == (list(theirs) if isinstance(theirs, tuple) else theirs)
 
 
-@every_field
-@pytest.mark.parametrize("wrong", [-1, "1", None, [], {}, float("nan"), float("inf"), 10**400])
+def wrong_values() -> list[tuple[str, str, Any]]:
+    """Every field with values out of range or of another kind; some may be None, some may be negative."""
+    cases = []
+    for name, field in EVERY_FIELD:
+        schema = describe(find(name))["hyperparameters"]["properties"][field]
+        may_be = [None] if {"type": "null"} in schema.get("anyOf", []) else []
+        may_be += [-1] if min(schema.get("minimum", 0), schema.get("exclusiveMinimum", 0)) < 0 else []
+        cases += [(name, field, wrong) for wrong in WRONG if wrong not in may_be]
+    return cases
+
+
+@pytest.mark.parametrize(("optimizer", "field", "wrong"), wrong_values(), ids=lambda value: str(value)[:20])
 def test_a_value_out_of_range_or_kind_is_refused_by_name(optimizer: str, field: str, wrong: Any) -> None:
     assert refused_field(optimizer, {field: wrong}).startswith(f"optimizer.{field}")
 
@@ -83,12 +98,21 @@ def test_integers_are_numbers_and_lists_are_betas() -> None:
     assert (hyper.lr, hyper.betas) == (1.0, (0.0, 0.5))
 
 
-@every_optimizer
-def test_the_structural_fields_are_the_ones_that_only_creation_can_set(optimizer: str) -> None:
-    model = find(optimizer).hyperparameters
-    assert model.structural() == {"amsgrad", "centered"} & set(model.model_fields)
+@pytest.mark.parametrize("optimizer", ROW)
+def test_the_schema_marks_the_structural_fields(optimizer: str) -> None:
     properties = describe(find(optimizer))["hyperparameters"]["properties"]
-    assert {name for name, schema in properties.items() if schema.get("structural")} == model.structural()
+    marked = {name for name, schema in properties.items() if schema.get("structural")}
+    assert marked == find(optimizer).hyperparameters.structural()
+    assert marked <= {field for settings in ROW[optimizer].settings for field in settings}
+
+
+@pytest.mark.parametrize(("optimizer", "settings"), SETTINGS)
+def test_only_a_structural_field_changes_which_buffers_are_needed(optimizer: str, settings: dict[str, Any]) -> None:
+    row = find(optimizer)
+    needed = [
+        set(row.state(row.parse(values, where="optimizer"))) - set(row.optional_state) for values in ({}, settings)
+    ]
+    assert needed[0] == needed[1] or row.hyperparameters.structural() & settings.keys()
 
 
 @every_optimizer
@@ -110,9 +134,11 @@ def test_the_schema_accepts_what_the_model_accepts(optimizer: str, settings: dic
     assert not Draft202012Validator(schema).is_valid({"lr": -1})
 
 
-def test_the_catalogue_states_each_optimizers_memory() -> None:
-    sizes = {name: describe(row)["bytes_per_parameter"] for name, row in OPTIMIZERS.items()}
-    assert sizes == {"sgd": 0, "rmsprop": 4, "adam": 8, "adamw": 8, "lion": 4}
+@pytest.mark.parametrize("row", [row for row in ROWS if find(row.name).shapes is None], ids=lambda row: row.name)
+def test_the_catalogue_states_each_optimizers_memory(row: Row) -> None:
+    run = FlatRun(row.name, {}, layout_of([(10,)]))
+    held = sum(buffer.nbytes for buffer in run.flat.values())
+    assert describe(find(row.name))["bytes_per_parameter"] == held / 10
 
 
 def test_an_unknown_optimizer_is_refused_with_the_names_there_are() -> None:
@@ -124,9 +150,9 @@ def test_an_unknown_optimizer_is_refused_with_the_names_there_are() -> None:
 def largest_settings() -> list[tuple[str, dict[str, float]]]:
     """Each optimizer with each of its bounded numbers, and all of them together, as large as they may be."""
     settings = []
-    for name, optimizer in OPTIMIZERS.items():
-        schema = optimizer.hyperparameters.model_json_schema()["properties"]
-        largest = {field: float(about["maximum"]) for field, about in schema.items() if "maximum" in about}
+    for name in ROW:
+        schema = find(name).hyperparameters.model_json_schema()["properties"]
+        largest = {field: about["maximum"] for field, about in schema.items() if "maximum" in about}
         settings += [(name, {field: value}) for field, value in largest.items()] + [(name, largest)]
     return settings
 
@@ -134,11 +160,10 @@ def largest_settings() -> list[tuple[str, dict[str, float]]]:
 @pytest.mark.parametrize(("name", "settings"), largest_settings())
 def test_the_largest_numbers_allowed_do_not_break_an_update(name: str, settings: dict[str, float]) -> None:
     optimizer = find(name)
-    hyper = optimizer.parse(settings, where="optimizer")
-    state = {buffer: torch.zeros(5) for buffer in optimizer.state(hyper)}
-    for step in (1, 2):
-        group = FlatGroup(torch.ones(5), torch.ones(5), state, step, fresh=step == 1)
-        update_(optimizer, group, hyper, Here(new_scratch(5, torch.float32)))
+    layout = layout_of(ROW[name].shapes)
+    run = FlatRun(name, settings, layout)
+    for _ in range(2):
+        run.step(torch.ones(layout.numel))
     for field, value in settings.items():
         with pytest.raises(InvalidHyperparameter) as refusal:
             optimizer.parse({field: value * 10}, where="optimizer")

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
-from optim_references import SETTINGS, SHAPES, FlatRun, Settings, deviation, gradients, layout_of
-from torch import Tensor
+from optim_references import ROW, SETTINGS, FlatRun, Settings, gradients, layout_of
 
+from optimd_service.optim.catalogue import find
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Hyperparameters
-from optimd_service.optim.update import BLOCK, Norms, new_scratch
+from optimd_service.optim.kernel import Sums
+from optimd_service.optim.update import BLOCK, Norms
+
+every_setting = pytest.mark.parametrize(("optimizer", "settings"), SETTINGS)
+ELEMENT_WISE = [(name, settings) for name, settings in SETTINGS if find(name).shapes is None]
 
 
-@pytest.mark.parametrize(("optimizer", "settings"), SETTINGS)
+class Shared:
+    """Blocks worked on by three threads at once."""
+
+    block = 997
+
+    def each(self, function: Callable[[int], Any], starts: Iterable[int]) -> Iterable[Any]:
+        with ThreadPoolExecutor(3) as threads:
+            return list(threads.map(function, starts))
+
+
+@every_setting
 def test_the_norms_are_those_of_the_change_and_of_the_new_weights(optimizer: str, settings: Settings) -> None:
-    layout = layout_of(SHAPES)
+    layout = layout_of(ROW[optimizer].shapes)
     run = FlatRun(optimizer, settings, layout)
     for grads in gradients(layout, 3):
         old = run.params.clone()
@@ -26,17 +43,27 @@ def test_the_norms_are_those_of_the_change_and_of_the_new_weights(optimizer: str
         assert norms.param == pytest.approx(run.params.double().norm().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("optimizer", "settings"), SETTINGS)
-def test_blocks_give_what_one_call_gives(optimizer: str, settings: Settings) -> None:
-    layout = layout_of(SHAPES)
-    whole, blocks = FlatRun(optimizer, settings, layout), FlatRun(optimizer, settings, layout)
-    blocks.scratch = new_scratch(1000, layout.dtype)
+@pytest.mark.parametrize(("optimizer", "settings"), ELEMENT_WISE)
+@pytest.mark.parametrize("wire", [torch.float32, torch.bfloat16])
+def test_blocks_give_the_bits_that_one_call_gives(optimizer: str, settings: Settings, wire: torch.dtype) -> None:
+    layout = layout_of(ROW[optimizer].shapes)
+    whole, blocks = FlatRun(optimizer, settings, layout), FlatRun(optimizer, settings, layout, block=997)
     for grads in gradients(layout, 20):
-        norms = [run.step(grads) for run in (whole, blocks)]
-        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
-    assert deviation(blocks.params, whole.params) <= 1e-6
-    for name, buffer in blocks.state.items():
-        assert deviation(buffer, whole.state[name]) <= 1e-6
+        norms = [run.step(grads.to(wire)) for run in (whole, blocks)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-12)
+    assert torch.equal(blocks.params, whole.params)
+    for name, buffer in blocks.flat.items():
+        assert torch.equal(buffer, whole.flat[name]), name
+
+
+@every_setting
+def test_the_number_of_workers_changes_no_bit_of_weights_or_norms(optimizer: str, settings: Settings) -> None:
+    layout = layout_of(ROW[optimizer].shapes)
+    alone, shared = FlatRun(optimizer, settings, layout, block=997), FlatRun(optimizer, settings, layout)
+    shared.place = Shared()
+    for grads in gradients(layout, 5):
+        assert alone.step(grads) == shared.step(grads)
+    assert torch.equal(alone.params, shared.params)
 
 
 def counting(run: FlatRun) -> list[int]:
@@ -44,9 +71,9 @@ def counting(run: FlatRun) -> list[int]:
     lengths: list[int] = []
     step_ = run.optimizer.step_
 
-    def noted(group: FlatGroup, hyper: Hyperparameters, work: Tensor) -> None:
+    def noted(group: FlatGroup, hyper: Hyperparameters) -> Sums:
         lengths.append(group.params.numel())
-        step_(group, hyper, work)
+        return step_(group, hyper)
 
     run.optimizer = dataclasses.replace(run.optimizer, step_=noted)
     return lengths
@@ -80,8 +107,3 @@ def test_norms_of_weights_whose_squares_pass_float32_are_still_numbers() -> None
 def test_norms_of_parts_join_as_2_norms() -> None:
     assert Norms.joined([Norms(3.0, 5.0), Norms(4.0, 12.0)]) == Norms(5.0, 13.0)
     assert math.isnan(Norms.joined([Norms(math.nan, 1.0)]).update)
-
-
-def test_scratch_is_no_longer_than_the_longest_group_or_a_block() -> None:
-    assert len(new_scratch(10, torch.float64)[0]) == 10
-    assert len(new_scratch(10 * BLOCK, torch.float32)[0]) == BLOCK
