@@ -1,0 +1,112 @@
+"""The table's part for fully connected, linear and recurrent models, and for reinforcement learning."""
+
+from __future__ import annotations
+
+from optimd_service.optim.advice.rule import Rule, When
+
+SMALL_MODELS: tuple[Rule, ...] = (
+    Rule(
+        when=When(models=("mlp",)),
+        optimizers=("adamw",),
+        weight=9,
+        set={"lr": 1e-3, "weight_decay": 0.01},
+        text="AdamW at its defaults is a good start on fully connected networks.",
+        source="Loshchilov & Hutter 2019, arXiv:1711.05101; Kingma & Ba 2015, arXiv:1412.6980",
+    ),
+    Rule(
+        when=When(models=("mlp",)),
+        optimizers=("sgd",),
+        weight=6,
+        set={"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+        text="With Nesterov's momentum and a good initialisation SGD trains deep networks too.",
+        source="Sutskever et al. 2013, On the importance of initialization and momentum in deep learning",
+    ),
+    Rule(
+        when=When(models=("mlp", "rnn")),
+        optimizers=("nadam",),
+        weight=5,
+        set={"lr": 2e-3},
+        text="NAdam is Adam with Nesterov's momentum.",
+        source="Dozat 2016, Incorporating Nesterov momentum into Adam",
+    ),
+    Rule(
+        when=When(models=("mlp", "rnn")),
+        optimizers=("radam",),
+        weight=4,
+        set={"lr": 1e-3},
+        text="RAdam holds Adam's first steps back by itself, in place of a warm-up.",
+        source="Liu et al. 2020, arXiv:1908.03265",
+    ),
+    Rule(
+        when=When(models=("mlp", "diffusion"), parameters=(0, 1e9)),
+        optimizers=("prodigy",),
+        weight=4,
+        set={"lr": 1.0},
+        text="Prodigy finds the size of its steps by itself: leave lr at 1 and let a schedule lower it.",
+        source="Mishchenko & Defazio 2024, arXiv:2306.06101",
+    ),
+    Rule(
+        when=When(models=("mlp", "linear"), full_batch=True),
+        optimizers=("rprop",),
+        weight=10.5,
+        set={"lr": 0.01},
+        text="With all data in every step the signs of the gradient say enough, and Rprop needs no tuning.",
+        source="Riedmiller & Braun 1993, A direct adaptive method for faster backpropagation learning",
+    ),
+    Rule(
+        when=When(models=("linear",)),
+        optimizers=("sgd",),
+        weight=9,
+        set={"lr": 0.1, "momentum": 0.9},
+        text="Linear models are convex: plain SGD finds the optimum, and keeps least.",
+        source="Bottou 2012, Stochastic gradient descent tricks",
+    ),
+    Rule(
+        when=When(models=("linear",)),
+        optimizers=("asgd",),
+        weight=7,
+        set={"lr": 0.01, "t0": 1000},
+        text="The average of SGD's weights is asymptotically optimal on convex problems.",
+        source="Polyak & Juditsky 1992, Acceleration of stochastic approximation by averaging",
+    ),
+    Rule(
+        when=When(models=("linear",)),
+        optimizers=("adam",),
+        weight=6,
+        set={"lr": 1e-2},
+        text="Adam copes with features of very different scales.",
+        source="Kingma & Ba 2015, arXiv:1412.6980",
+    ),
+    Rule(
+        when=When(models=("rnn",)),
+        optimizers=("adam",),
+        weight=9,
+        set={"lr": 1e-3},
+        text="Adam evens out gradients whose size changes with the length of the sequences.",
+        source="Kingma & Ba 2015, arXiv:1412.6980",
+    ),
+    Rule(
+        when=When(models=("rnn",)),
+        optimizers=("rmsprop",),
+        weight=6,
+        set={"lr": 1e-4, "alpha": 0.95, "momentum": 0.9, "centered": True, "eps": 1e-4},
+        text="Centred RMSprop with momentum trains long LSTMs.",
+        source="Graves 2013, arXiv:1308.0850",
+    ),
+    Rule(
+        when=When(models=("reinforcement_learning",)),
+        optimizers=("adam",),
+        weight=10,
+        set={"lr": 3e-4, "eps": 1e-5},
+        text="Policy gradients are trained with Adam at 3e-4; a larger ε keeps steps small where gradients vanish.",
+        source="Schulman et al. 2017, arXiv:1707.06347; Huang et al. 2022, The 37 implementation details of PPO",
+    ),
+    Rule(
+        when=When(models=("reinforcement_learning",)),
+        optimizers=("rmsprop",),
+        weight=7,
+        set={"lr": 7e-4, "alpha": 0.99, "eps": 1e-5},
+        text="RMSprop without momentum follows a target that moves.",
+        source="Mnih et al. 2016, arXiv:1602.01783",
+    ),
+)
