@@ -10,6 +10,7 @@ import pytest
 from optimd_service.config import Settings
 from optimd_service.errors import every_problem
 from optimd_service.optim.initialisers import INITIALISERS
+from optimd_service.session.catalogue import page as page_of_optimizers
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,6 +32,10 @@ def test_every_problem_stands_in_the_reference_with_its_status() -> None:
 def test_every_initialiser_stands_in_the_reference() -> None:
     (row,) = re.findall(r"^\| `init` \|.*$", (ROOT / "docs" / "http.md").read_text(), re.MULTILINE)
     assert set(INITIALISERS) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_the_page_of_optimizers_is_the_catalogues() -> None:
+    assert (ROOT / "docs" / "optimizers.md").read_text() == page_of_optimizers()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

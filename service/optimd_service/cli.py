@@ -18,6 +18,7 @@ from optimd_service.config import Settings
 from optimd_service.datadir import DataDirectory, DirectoryInUse
 from optimd_service.history import upgrade
 from optimd_service.main import SchemaBehind, create_app, prepare_database
+from optimd_service.session.catalogue import page
 
 app = typer.Typer(no_args_is_help=True, help="The optimd server: a remote optimizer.", add_completion=False)
 
@@ -64,6 +65,12 @@ def migrate(
     url = settings.database_url or DataDirectory(settings.data).database_url
     upgrade(url)
     typer.echo("The history database is up to date.")
+
+
+@app.command()
+def optimizers() -> None:
+    """Print the catalogue of optimizers as a page of Markdown."""
+    typer.echo(page(), nl=False)
 
 
 def _settings(**options: Any) -> Settings:

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from optimd_service.session.description import SessionChange, SessionDescription
+from optimd_service.session.advice import Task
+from optimd_service.session.description import OptimizerExchange, SessionChange, SessionDescription
+from optimd_service.types import Role
 
 Etag = Annotated[str, Field(pattern=r"^\d+\.\d+$", examples=["3.0"], description="`<step>.<generation>`.")]
 Tensors = dict[str, Any]
@@ -23,7 +25,7 @@ class ReceiptDocument(_Document):
     session: str
     step: int = Field(description="Which step this is, from 1.")
     base_step: int = Field(description="The step whose weights it was applied to.")
-    outcome: Literal["applied", "skipped_nonfinite"]
+    outcome: Literal["applied", "buffered", "skipped_nonfinite"]
     lr: float
     loss: float | None = Field(description="As pushed.")
     grad_norm: float | None = Field(description="Before clipping.")
@@ -31,6 +33,7 @@ class ReceiptDocument(_Document):
     update_norm: float | None = Field(description="Of new weights − old weights.")
     param_norm: float | None = Field(description="Of the new weights.")
     durable_step: int = Field(description="The newest step that a crash now would not lose.")
+    loss_scale: float | None = Field(description="What the next loss is to be multiplied by; null without scaling.")
     duplicate: bool = Field(description="Whether this receipt was given before.")
 
 
@@ -50,7 +53,7 @@ class StepList(_Document):
 
 class EventDocument(_Document):
     id: int
-    kind: Literal["created", "changed", "params_put", "state_put", "skipped_nonfinite", "lost"]
+    kind: Literal["created", "changed", "params_put", "state_put", "optimizer_changed", "skipped_nonfinite", "lost"]
     step: int
     at: datetime
     detail: dict[str, Any]
@@ -65,7 +68,8 @@ class TensorDocument(_Document):
     name: str
     shape: list[int]
     dtype: Literal["F32", "F64"]
-    group: str
+    group: str | None = Field(description="null unless it is trained.")
+    role: Role
     init: dict[str, Any] | None
 
 
@@ -80,9 +84,20 @@ class SessionSummary(_Document):
     etag: Etag
     skipped: int = Field(description="Pushes that the non-finite policy skipped.")
     bytes: int = Field(description="Weights, gradient buffer and state.")
+    loss_scale_now: float | None = Field(description="What the next loss is to be multiplied by; null without scaling.")
     optimizer: dict[str, Any]
     groups: list[dict[str, Any]]
     nonfinite: Literal["reject", "skip", "zero"]
+    schedule: dict[str, Any] | None
+    clip: dict[str, Any] | None
+    centralize: bool
+    maximize: bool
+    accumulate: dict[str, Any] | None
+    loss_scale: dict[str, Any] | None
+    grad_dtype: Literal["BF16"] | None
+    state_dtype: Literal["f32", "bf16", "8bit"]
+    ema: dict[str, Any] | None
+    swa: dict[str, Any] | None
     seed: int
     storage: dict[str, Any]
     durability: Literal["memory"]
@@ -106,6 +121,29 @@ class Stands(_Document):
     etag: Etag
 
 
+class StatePut(Stands):
+    passed_over: list[str] | None = Field(None, description="Tensors that the session has no place for; not strict.")
+
+
+class ExchangeReport(Stands):
+    optimizer: str
+    carried: dict[str, str] = Field(description="Buffer of the new optimizer → buffer of the old one.")
+    dropped: list[str] = Field(description="Buffers of the old optimizer that nothing comes of.")
+    dropped_hyperparameters: list[str] = Field(description="`group.name` of what the new optimizer does not have.")
+
+
+class CostDocument(_Document):
+    optimizer: str
+    parameters: int
+    trained_parameters: int
+    weights_bytes: int
+    grads_bytes: int
+    state_bytes: int
+    state: dict[str, int] = Field(description="Bytes by buffer.")
+    bytes: int
+    state_bytes_per_parameter: float = Field(description="For each trained parameter.")
+
+
 class ParamsReply(Stands):
     params: Tensors = Field(description="Nested lists by tensor name.")
 
@@ -117,7 +155,11 @@ class ParamsBody(_Document):
 class PushBody(_Document):
     """A push in JSON."""
 
-    grads: Tensors = Field(description="Nested lists by tensor name; every tensor of the session.")
+    grads: Tensors = Field(
+        description="Nested lists by tensor name; every trained tensor of the session. For an optimizer that takes "
+        'rows, some rows of a tensor alone: `{"rows": [1, 5], "values": [[…], […]]}`.'
+    )
+    buffers: Tensors | None = Field(None, description="New values of all tensors whose role is `buffer`, or of none.")
     loss: float | None = None
     num_examples: int | None = Field(None, ge=0)
     worker: str | None = Field(None, max_length=200)
@@ -136,11 +178,47 @@ class OptimizerDocument(_Document):
     defaults: dict[str, Any]
     state: list[str]
     bytes_per_parameter: float
+    takes_rows: bool = Field(description="Whether gradients may name their rows, with the default hyperparameters.")
+    state_dtypes: dict[str, float] = Field(description="What the state may be kept in → bytes per parameter.")
     source: str
 
 
 class OptimizerList(_Document):
     optimizers: list[OptimizerDocument]
+
+
+class ReasonDocument(_Document):
+    text: str
+    source: str | None = Field(description="Paper or documentation; null for what follows from the task alone.")
+
+
+class AdviceMemory(_Document):
+    """In float32, or in float64 for a task of precision f64."""
+
+    bytes_per_parameter: float = Field(description="Of the optimizer's state.")
+    state_bytes: int
+    total_bytes: int = Field(description="Weights, gradients and state.")
+
+
+class Recommendation(_Document):
+    """One choice, in the words of a create body."""
+
+    optimizer: str
+    hyperparameters: dict[str, Any] = Field(description="Those to set; the rest keep their defaults.")
+    groups: Literal["no_decay"] | list[dict[str, Any]]
+    schedule: dict[str, Any]
+    clip: dict[str, float] | None
+    memory: AdviceMemory
+    score: float = Field(description="Points of the rules that spoke for it; only the order means something.")
+    reasons: list[ReasonDocument]
+
+
+class AdviceDocument(_Document):
+    recommendations: list[Recommendation] = Field(max_length=5, description="The best first.")
+    warnings: list[ReasonDocument]
+    needed_bytes: int | None = Field(
+        description="The least `memory_bytes` that would allow a choice; null where there is one."
+    )
 
 
 class ProblemDocument(BaseModel):
@@ -180,6 +258,7 @@ class Liveness(_Document):
 
 DOCUMENTS: tuple[type[BaseModel], ...] = (
     SessionDescription, SessionChange, SessionDocument, SessionList, PushBody, PushReply, ParamsBody, ParamsReply,
-    Stands, StepDocument, StepList, EventList, OptimizerDocument, OptimizerList, ProblemDocument, ProblemMeaning,
-    ProblemList, Readiness, Liveness,
+    Stands, StatePut, ExchangeReport, CostDocument, OptimizerExchange, StepDocument, StepList, EventList,
+    OptimizerDocument, OptimizerList, ProblemDocument, ProblemMeaning, ProblemList, Readiness, Liveness, Task,
+    AdviceDocument,
 )  # fmt: skip

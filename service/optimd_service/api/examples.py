@@ -15,5 +15,13 @@ CREATE: dict[str, Any] = {
     "seed": 0,
 }
 CHANGE: dict[str, Any] = {"optimizer": {"lr": 0.01}, "groups": [{"name": "no_decay", "lr": 0.02}]}
+EXCHANGE: dict[str, Any] = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "carry": {"momentum_buffer": "exp_avg"}}
 PARAMS: dict[str, Any] = {"params": {"weight": [[0.5, -0.5]], "bias": [0.0]}}
 PUSH: dict[str, Any] = {"grads": {"weight": [[0.1, -0.2]], "bias": [0.05]}, "loss": 0.7, "num_examples": 64}
+ADVICE: dict[str, Any] = {
+    "model": "resnet",
+    "parameters": 25_600_000,
+    "data": {"examples": 1_281_167},
+    "batch_size": 256,
+    "epochs": 90,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from fastapi import APIRouter, Query, Request
@@ -14,8 +14,10 @@ from optimd_service.api.headers import header
 from optimd_service.api.media import MEDIA_TYPES, Kind, kind_of_body, kind_of_reply
 from optimd_service.api.reply import EncodedResponse
 from optimd_service.api.services import Provided
-from optimd_service.session.exported import StateBody, StateHeaders
+from optimd_service.session.averages import Averaged
+from optimd_service.session.description import read_exchange
 from optimd_service.session.facts import refuse_unknown
+from optimd_service.session.imported import StateBody, StateHeaders
 from optimd_service.session.preconditions import Match
 from optimd_service.session.session import Session
 from optimd_service.store.contract import Snapshot
@@ -23,7 +25,7 @@ from optimd_service.types import Version
 from optimd_service.wire.body import Body
 from optimd_service.wire.dtypes import queried_dtype
 from optimd_service.wire.encode import Encoded, encode_json, encode_tensors
-from optimd_service.wire.json import write_json
+from optimd_service.wire.json import read_object, write_json
 from optimd_service.wire.received import receive_json, receive_safetensors
 
 router = APIRouter(tags=["weights and state"])
@@ -38,14 +40,15 @@ async def pull(
     services: Provided,
     dtype: str | None = None,
     names: Annotated[list[str] | None, Query()] = None,
+    weights: Literal[Averaged, "current"] = "current",
 ) -> Response:
-    """Pull the weights of exactly one version."""
+    """Pull the weights of exactly one version, or an average of them."""
     session = await services.sessions.get(session_id)
     wanted = None if dtype is None else queried_dtype("dtype", dtype)
     kind = kind_of_reply(header(request.scope, b"accept"), default="safetensors")
     if not await _is_newer(session, request):
         return Response(status_code=304, headers=_etag(session.version))
-    snapshot = await session.pull()
+    snapshot = await (session.pull() if weights == "current" else session.averaged(weights))
     try:
         encoded = await session.lane.run(_encode, session, snapshot, kind, wanted, names)
     except BaseException:
@@ -94,7 +97,7 @@ async def put_params(session_id: str, request: Request, services: Provided) -> R
             version = await session.put_params(received)
         else:
             version = await session.put_params(
-                await receive_safetensors(body, session.headers, session.grads, run=session.lane.run)
+                await receive_safetensors(body, session.weight_headers, session.landing_place, run=session.lane.run)
             )
     return _replaced(version)
 
@@ -114,16 +117,30 @@ async def get_state(session_id: str, services: Provided) -> Response:
 
 
 @router.put("/v1/sessions/{session_id}/state", **reference.PUT_STATE)
-async def put_state(session_id: str, request: Request, services: Provided) -> Response:
-    """Bring optimizer state in; the weights stay."""
+async def put_state(session_id: str, request: Request, services: Provided, *, strict: bool = True) -> Response:
+    """Bring optimizer state in; the weights stay. With ``strict=false`` also a part of it."""
     kind_of_body(request.headers.get("content-type"), supported=("safetensors",))
     session = await services.sessions.get(session_id)
     async with session.replacing(_if_match(request)):
-        headers = StateHeaders(session.layout, session.settings)
+        headers = StateHeaders(session.plan, strict=strict)
         body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
         received = await receive_safetensors(body, headers, None, run=session.lane.run)
-        version = await session.put_state(StateBody(received, headers.buffers, headers.expected, session.layout))
-    return _replaced(version)
+        version = await session.put_state(StateBody(received, headers))
+    passed_over = {} if strict else {"passed_over": headers.passed_over}
+    return Response(write_json({**_stands(version), **passed_over}), 200, _etag(version), MEDIA_TYPES["json"])
+
+
+@router.put("/v1/sessions/{session_id}/optimizer", **reference.EXCHANGE)
+async def put_optimizer(session_id: str, request: Request, services: Provided) -> Response:
+    """Give the session another optimizer; its state carries over where it can, and the reply says what was dropped."""
+    kind_of_body(request.headers.get("content-type"), supported=("json",))
+    session = await services.sessions.get(session_id)
+    body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
+    received = await receive_json(body, tensors="params")
+    wanted = await session.lane.run(lambda: read_exchange(read_object(received.text)))
+    report = await services.sessions.exchange(session, wanted, _if_match(request))
+    version = session.version
+    return Response(write_json({**_stands(version), **report}), 200, _etag(version), MEDIA_TYPES["json"])
 
 
 def _if_match(request: Request) -> Match | None:

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from optimd_service import errors
 from optimd_service.api import documents, examples
 from optimd_service.api.media import JSON, SAFETENSORS
-from optimd_service.session.description import SessionChange, SessionDescription
+from optimd_service.session.advice import Task
+from optimd_service.session.description import OptimizerExchange, SessionChange, SessionDescription
 
 PROBLEM_JSON = "application/problem+json"
 Operation = dict[str, Any]
@@ -115,6 +116,14 @@ CREATE = operation(
     body=_json(SessionDescription, examples.CREATE)
     | _safetensors("The first weights; everything else as JSON text in `__metadata__`'s `session`."),
 )
+COST = operation(
+    "What a session would cost",
+    {
+        200: _reply("Bytes, by what they are for.", _json(documents.CostDocument)),
+        **problems(*_BODY, errors.InvalidHyperparameter),
+    },
+    body=_json(SessionDescription, examples.CREATE),
+)
 CREATE["responses"][201]["headers"]["Location"] = {"description": "The session's path.", "schema": {"type": "string"}}
 LIST = operation(
     "List sessions",
@@ -177,10 +186,19 @@ GET_STATE = operation(
 PUT_STATE = operation(
     "Import optimizer state",
     {
-        200: _reply("Where the session stands now.", _json(documents.Stands), etag=True),
+        200: _reply("Where the session stands now.", _json(documents.StatePut), etag=True),
         **problems(*_LIVE, *_TENSORS, *_WRITTEN, errors.NonfiniteParams),
     },
-    body=_safetensors("`<tensor>.<buffer>`; `step`, and if wanted `optimizer`, in `__metadata__`."),
+    body=_safetensors("`<tensor>.<buffer>`; `step`, and if wanted `optimizer` and `numbers`, in `__metadata__`."),
+    parameters=(IF_MATCH,),
+)
+EXCHANGE = operation(
+    "Give a session another optimizer",
+    {
+        200: _reply("What became of the old one's state.", _json(documents.ExchangeReport), etag=True),
+        **problems(*_LIVE, *_BODY, *_WRITTEN, errors.InvalidHyperparameter),
+    },
+    body=_json(OptimizerExchange, examples.EXCHANGE),
     parameters=(IF_MATCH,),
 )
 PUSH = operation(
@@ -204,7 +222,11 @@ PUSH = operation(
             errors.PreconditionRequired,
         ),
     },
-    body=_safetensors("Gradients; `loss`, `num_examples`, `worker`, `hyperparameters` in `__metadata__`.")
+    body=_safetensors(
+        "Gradients; `loss`, `num_examples`, `worker`, `hyperparameters` in `__metadata__`. For an optimizer that takes "
+        "rows, a tensor's gradient may be `<tensor>#rows`, I64 [k], and `<tensor>#values`, [k, width], in place of one "
+        "entry."
+    )
     | _json(documents.PushBody, examples.PUSH),
     parameters=(
         {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}},
@@ -247,6 +269,14 @@ OPTIMIZER = operation(
         200: _reply("The optimizer.", _json(documents.OptimizerDocument)),
         **problems(errors.OptimizerNotFound, errors.InvalidField),
     },
+)
+ADVICE = operation(
+    "Which optimizer to take",
+    {
+        200: _reply("Recommendations, the best first, and what to mind.", _json(documents.AdviceDocument)),
+        **problems(*_BODY),
+    },
+    body=_json(Task, examples.ADVICE),
 )
 HEALTH = operation("Alive", {200: _reply("Alive.", _json(documents.Liveness))})
 READY = operation(

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from optimd_service.api import reference
 from optimd_service.api.media import JSON, kind_of_body
 from optimd_service.api.services import Provided, Services
+from optimd_service.session.cost import cost
 from optimd_service.session.creation import Fill, from_header, from_json
 from optimd_service.session.description import read_change
 from optimd_service.session.representation import DETAILS, progress, remembered, represent
@@ -22,6 +23,7 @@ from optimd_service.wire.json import read_object, write_json
 from optimd_service.wire.received import SafetensorsBody, receive_header, receive_json, receive_payload
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+costs = APIRouter(prefix="/v1/cost", tags=["sessions"])
 
 
 @router.post("", **reference.CREATE)
@@ -57,6 +59,14 @@ async def _create_from_safetensors(body: Body, services: Services) -> Session:
         return lambda flat: received.land_(flat, blueprint.layout)
 
     return await services.sessions.create(blueprint, arrive)
+
+
+@costs.post("", **reference.COST)
+async def ask_cost(request: Request, services: Provided) -> Response:
+    """What a session of this description would hold in memory; nothing is created."""
+    kind_of_body(request.headers.get("content-type"), supported=("json",))
+    received = await receive_json(Body(request.receive, idle_timeout_s=services.idle_timeout_s), tensors="params")
+    return _json(await services.sessions.arithmetic.large.run(lambda: cost(from_json(received.text)[0])))
 
 
 @router.get("", **reference.LIST)

@@ -65,7 +65,7 @@ PUSH_ENDPOINT = StepEndpoint()
 
 async def _receive(body: Body, kind: Kind, session: Session) -> Received:
     if kind == "json":
-        return await receive_json(body, tensors="grads")
+        return await receive_json(body, tensors="grads", buffers="buffers")
     return await receive_safetensors(body, session.headers, session.grads, run=session.lane.run)
 
 

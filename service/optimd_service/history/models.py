@@ -78,6 +78,7 @@ class StepRecord(Base):
     update_norm: Mapped[float | None]
     param_norm: Mapped[float | None]
     durable_step: Mapped[int]
+    loss_scale: Mapped[float | None]
     num_examples: Mapped[int | None]
     worker: Mapped[str | None] = mapped_column(String(200))
     hyperparameters: Mapped[Mapping[str, Any] | None]

@@ -77,6 +77,7 @@ def _step(row: Row[Any]) -> StepRow:
         update_norm=row.update_norm,
         param_norm=row.param_norm,
         durable_step=row.durable_step,
+        loss_scale=row.loss_scale,
     )
     return StepRow(receipt, row.committed_at, row.num_examples, row.worker, row.hyperparameters)
 

@@ -135,6 +135,7 @@ def _step_values(row: StepRow) -> Values:
         "update_norm": receipt.update_norm,
         "param_norm": receipt.param_norm,
         "durable_step": receipt.durable_step,
+        "loss_scale": receipt.loss_scale,
         "num_examples": row.num_examples,
         "worker": row.worker,
         "hyperparameters": row.hyperparameters,

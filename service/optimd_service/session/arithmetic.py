@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import torch
 
-from optimd_service.optim.update import BLOCK, Scratch, new_scratch
+from optimd_service.optim.update import BLOCK
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,7 +19,7 @@ SMALL = BLOCK
 
 
 class Lane:
-    """Threads for work of one size: a place for ``update_`` to work in, and a way for the event loop to wait for it.
+    """Threads for work of one size: a place for updates to work in, and a way for the event loop to wait for it.
 
     torch's own parallel loops are not used: each ends in a barrier, which waits for milliseconds whenever another
     process has a core, and an update of many blocks has hundreds of them. A worker here takes block after block.
@@ -35,7 +34,6 @@ class Lane:
     def __init__(self, name: str, *, threads: int, workers: int) -> None:
         self._executor = _executor(f"optimd-{name}", threads)
         self._workers = _executor(f"optimd-{name}-block", workers) if workers else None
-        self._local = threading.local()
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Await ``function(*args)`` in a thread. A cancelled caller still waits: nobody may touch what it writes."""
@@ -57,13 +55,6 @@ class Lane:
         except asyncio.CancelledError:
             await asyncio.wait([done])
             raise
-
-    def scratch(self, dtype: torch.dtype) -> Scratch:
-        """The calling thread's; kept, since fresh pages cost more than the arithmetic."""
-        held: dict[torch.dtype, Scratch] = self._local.__dict__.setdefault("scratch", {})
-        if dtype not in held:
-            held[dtype] = new_scratch(BLOCK, dtype)
-        return held[dtype]
 
     def each(self, function: Callable[[int], R], starts: Iterable[int]) -> Iterable[R]:
         """``function`` of each start, in their order, shared among the workers."""

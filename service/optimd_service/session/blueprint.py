@@ -7,15 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 
+import torch
+
 from optimd_service.errors import InvalidField
 from optimd_service.optim.catalogue import find
 from optimd_service.optim.initialisers import check_initialiser
-from optimd_service.session.description import GroupDescription, SessionDescription, TensorDescription, read_tensors
-from optimd_service.session.settings import Settings, own_values
-from optimd_service.types import DEFAULT_GROUP, Layout, TensorSpec
+from optimd_service.optim.state_dtype import require_state_dtype
+from optimd_service.session.description import (
+    MAX_PATTERNS,
+    GroupDescription,
+    SessionDescription,
+    TensorDescription,
+    read_tensors,
+)
+from optimd_service.session.plan import Plan
+from optimd_service.session.policy import Policy
+from optimd_service.session.settings import Settings, check_tensors, own_values
+from optimd_service.types import DEFAULT_GROUP, Layout, Role, TensorSpec
 from optimd_service.wire.dtypes import WIRE_DTYPES
 
-MAX_PATTERNS = 1_000
 Weights = Mapping[str, tuple[Sequence[int], str]]  # name → shape and dtype of weights that came with the body
 
 
@@ -27,13 +37,13 @@ class Blueprint:
       description: as given.
       tensors: as given or, when absent, those of the weights; their order is the order of initialisation.
       groups: as declared, each with its name.
+      plan: what the session begins with.
     """
 
     description: SessionDescription
     tensors: Sequence[TensorDescription]
     groups: Mapping[str, GroupDescription]
-    layout: Layout
-    settings: Settings
+    plan: Plan
 
     @classmethod
     def draw(cls, description: SessionDescription, weights: Weights | None) -> Blueprint:
@@ -42,18 +52,26 @@ class Blueprint:
         Raises: InvalidField, InvalidHyperparameter.
         """
         tensors = _tensors(description, weights)
-        groups = _named(description.groups)
-        membership = _membership(tensors, groups)
+        roles = _roles(tensors, description)
+        trained = [tensor for tensor in tensors if roles[tensor.name] == "trained"]
+        groups, membership = _grouped(trained, description)
         order = [name for name in groups if name != DEFAULT_GROUP] + [DEFAULT_GROUP]
         layout = Layout.arrange(
-            [TensorSpec(t.name, tuple(t.shape), membership[t.name]) for t in tensors],
+            [TensorSpec(t.name, tuple(t.shape), membership.get(t.name, ""), roles[t.name]) for t in tensors],
             order,
             WIRE_DTYPES[tensors[0].dtype],
         )
+        _check_grad_dtype(description, layout)
         optimizer = find(description.optimizer.name)
         own = {name: group.hyperparameters for name, group in groups.items()}
         settings = Settings(optimizer, tuple(layout.groups), description.optimizer.hyperparameters, own)
-        return cls(description, tensors, groups, layout, settings)
+        check_tensors(settings, layout)
+        require_state_dtype(optimizer, description.state_dtype, layout.dtype)
+        return cls(description, tensors, groups, Plan(layout, settings, _policy(description)))
+
+    @property
+    def layout(self) -> Layout:
+        return self.plan.layout
 
 
 def _tensors(description: SessionDescription, weights: Weights | None) -> Sequence[TensorDescription]:
@@ -77,6 +95,81 @@ def _from_weights(weights: Weights | None) -> Sequence[TensorDescription]:
     return read_tensors(tensors)
 
 
+def _policy(description: SessionDescription) -> Policy:
+    return Policy(
+        nonfinite=description.nonfinite,
+        clip=description.clip,
+        centralize=description.centralize,
+        maximize=description.maximize,
+        accumulate=description.accumulate,
+        loss_scale=description.loss_scale,
+        schedule=description.schedule,
+        grad_dtype=description.grad_dtype and WIRE_DTYPES[description.grad_dtype],
+        state_dtype=description.state_dtype,
+        seed=description.seed,
+        ema=description.ema,
+        swa=description.swa,
+    )
+
+
+def _check_grad_dtype(description: SessionDescription, layout: Layout) -> None:
+    if description.grad_dtype is None:
+        return
+    if layout.dtype is not torch.float32:
+        raise InvalidField("Gradients in BF16 go with weights in F32; leave `grad_dtype` out.", field="grad_dtype")
+    if layout.of_buffers.tensors:
+        raise InvalidField(
+            "Buffers that come with a push would be rounded to BF16; leave `grad_dtype` out, or make them `frozen` and "
+            "put them with the weights.",
+            field="grad_dtype",
+        )
+
+
+def _roles(tensors: Sequence[TensorDescription], description: SessionDescription) -> dict[str, Role]:
+    said: dict[Role, list[str]] = {"buffer": description.buffers, "frozen": description.frozen}
+    patterns = [(role, _any_of(given)) for role, given in said.items() if given]
+
+    def role_of(tensor: TensorDescription) -> Role:
+        if tensor.role is not None:
+            return tensor.role
+        return next((role for role, pattern in patterns if pattern.match(tensor.name)), "trained")
+
+    roles = {tensor.name: role_of(tensor) for tensor in tensors}
+    for tensor in tensors:
+        if tensor.group is not None and roles[tensor.name] != "trained":
+            raise InvalidField(
+                f"Tensor {tensor.name!r} is in group {tensor.group!r} and not trained; leave one of the two out.",
+                field="tensors.group",
+            )
+    return roles
+
+
+def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, patterns)))
+
+
+NO_DECAY = "no_decay"
+# What the usual recipe spares from weight decay, beside everything of fewer than two dimensions.
+_SPARED = ("*bias", "*norm*", "*.bn*", "bn*", "*embed*pos*", "*pos*embed*")
+
+
+def _is_spared(tensor: TensorDescription) -> bool:
+    return len(tensor.shape) < 2 or _any_of(_SPARED).match(tensor.name.lower()) is not None
+
+
+def _grouped(
+    tensors: Sequence[TensorDescription], description: SessionDescription
+) -> tuple[Mapping[str, GroupDescription], Mapping[str, str]]:
+    """Group name → description, and tensor name → group name."""
+    if description.groups != "no_decay":
+        groups = _named(description.groups)
+        return groups, _membership(tensors, groups)
+    spared = [tensor.model_copy(update={"group": NO_DECAY}) for tensor in tensors if _is_spared(tensor)]
+    groups = {NO_DECAY: GroupDescription(name=NO_DECAY, weight_decay=0.0)} if spared else {}
+    named = {tensor.name: tensor for tensor in spared}
+    return groups, _membership([named.get(tensor.name, tensor) for tensor in tensors], groups)
+
+
 def _named(groups: Sequence[GroupDescription]) -> dict[str, GroupDescription]:
     named = [(group.name or f"group{i}", group) for i, group in enumerate(groups)]
     own_values([(name, {}) for name, _ in named])
@@ -89,9 +182,7 @@ def _named(groups: Sequence[GroupDescription]) -> dict[str, GroupDescription]:
 
 
 def _membership(tensors: Sequence[TensorDescription], groups: Mapping[str, GroupDescription]) -> dict[str, str]:
-    patterns = [
-        (re.compile("|".join(map(translate, group.match))), name) for name, group in groups.items() if group.match
-    ]
+    patterns = [(_any_of(group.match), name) for name, group in groups.items() if group.match]
 
     def group_of(tensor: TensorDescription) -> str:
         if tensor.group is not None:

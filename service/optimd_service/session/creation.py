@@ -64,7 +64,7 @@ def _described(text: str | None) -> dict[str, Any]:
 
 def initialise(blueprint: Blueprint, state: StoredState) -> None:
     """Give each tensor its first weights by its ``init``, in the order of the description."""
-    working = state.begin(frozenset())
+    working = state.begin({})
     views = blueprint.layout.views(working.params)
     generator = torch.Generator().manual_seed(blueprint.description.seed)
     for tensor in blueprint.tensors:
@@ -74,11 +74,13 @@ def initialise(blueprint: Blueprint, state: StoredState) -> None:
 
 
 def fill(state: StoredState, fill_: Fill) -> None:
-    """Take the first weights as they were sent. Raises: NonfiniteParams, and what ``fill_`` raises."""
-    fill_(state.grads)
-    refuse_nonfinite(state.grads, state.layout)
-    working = state.begin(frozenset())
-    working.params.copy_(state.grads)
+    """Take the first weights as they were sent, perhaps where they landed already.
+
+    Raises: NonfiniteParams, and what ``fill_`` raises.
+    """
+    working = state.begin({})
+    fill_(working.params)
+    refuse_nonfinite(working.params, state.layout)
     state.commit(working, state.version, {})
 
 

@@ -81,3 +81,13 @@ class Precondition:
                 step=version.step,
                 etag=version.etag,
             )
+
+    def require_key(self, version: Version) -> None:
+        """Raises: PreconditionRequired when the push has no key."""
+        if self.key is None:
+            raise PreconditionRequired(
+                "Send an `Idempotency-Key`: where pushes are accumulated or losses scaled, a push may count and leave "
+                f"the version as it is, and only a key can tell its retry. The session stands at {version.etag}.",
+                step=version.step,
+                etag=version.etag,
+            )

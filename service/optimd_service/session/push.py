@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+
 from optimd_service.errors import KeyReused, NonfiniteGradients, StateDamaged
-from optimd_service.optim.flat_group import FlatGroup
+from optimd_service.optim.hyperparameters import Hyperparameters
 from optimd_service.optim.judge import judge, nonfinite_tensors, zero_nonfinite_
-from optimd_service.optim.update import Norms, Workplace, update_
+from optimd_service.optim.schedules import advance
+from optimd_service.optim.update import Workplace
+from optimd_service.session.creation import refuse_nonfinite
 from optimd_service.session.facts import StepFacts
-from optimd_service.session.settings import Settings, group_overrides
+from optimd_service.session.gradients import gather_, is_within_range, rescale_, scale_of, temper_
+from optimd_service.session.plan import SCHEDULE, Plan
+from optimd_service.session.rows import Landed, require_rows
+from optimd_service.session.settings import group_overrides
+from optimd_service.session.updating import average_, update_groups_
 from optimd_service.store.contract import Remembered, StoredState, Working
-from optimd_service.types import NonfinitePolicy, Outcome, Receipt, Version
+from optimd_service.types import Outcome, Receipt, Version
 from optimd_service.wire.json import finite_or_none
 from optimd_service.wire.received import Received
 
@@ -27,15 +36,14 @@ class Push:
 
     Attributes:
       session: id, for the receipt.
-      settings: the session's, before this push's own ``hyperparameters``.
+      usual: the session's plan, before this push's own ``hyperparameters``.
     """
 
     session: str
     received: Received
     key: str | None
     state: StoredState
-    settings: Settings
-    nonfinite: NonfinitePolicy
+    usual: Plan
 
     @cached_property
     def facts(self) -> StepFacts:
@@ -45,6 +53,20 @@ class Push:
     def digest(self) -> bytes:
         return self.received.digest()
 
+    @cached_property
+    def grads(self) -> torch.Tensor:
+        """The gradients where they landed, shape [landed.layout.trained.numel]."""
+        trained = self.landed.layout.trained.numel
+        return self.state.grads if len(self.state.grads) == trained else self.state.grads[:trained]
+
+    @cached_property
+    def landed(self) -> Landed:
+        """How the gradients lie. Raises: InvalidField, ShapeMismatch, for rows that cannot be stepped with."""
+        given = self.received.rows(self.state.layout.pushable)
+        if given:
+            require_rows(self.plan, self._scheduled(self.state.read_state())[0], given)
+        return Landed.of(self.state.layout, given)
+
     def apply(self, place: Workplace) -> Receipt:
         """Step, completely or not at all, or find the receipt of the push that this one repeats.
 
@@ -52,25 +74,22 @@ class Push:
           place: where the arithmetic is done.
 
         Raises: KeyReused, InvalidField, InvalidHyperparameter, TensorMismatch, ShapeMismatch, NonfiniteGradients,
-        InsufficientMemory, StateDamaged.
+        NonfiniteParams, InsufficientMemory, StateDamaged.
         """
         first = self.state.recall(self.key) if self.key is not None else None
         if first:
             return self._repeated(first)
         if self.key is not None:
-            _ = self.digest  # of the body as it came: what is not finite may be zeroed where it landed
-        settings = self._settings()
-        grad_norm = self._land(place)
-        if grad_norm is None:
-            return self._skipped(settings)
-        working = self.state.begin(settings.buffers)
+            _ = self.digest  # of the body as it came: gradients are worked on where it landed
+        plan = self.plan
+        norm = self._land(place)
+        working = self.state.begin(plan.buffers)
         try:
-            norms = self._update(working, settings, place)
+            return self._skip(working) if norm is None else self._step(working, norm, place)
         except Exception as error:
             self.state.abandon(working, written=True)
             log.exception("session %s: an update failed half-way", self.session)
             raise StateDamaged("The update failed half-way; create a new session from your last pull.") from error
-        return self._commit(working, settings, grad_norm, norms)
 
     def _repeated(self, first: Remembered) -> Receipt:
         if first.digest != self.digest:
@@ -80,76 +99,127 @@ class Push:
             )
         return first.receipt._replace(duplicate=True)
 
-    def _settings(self) -> Settings:
-        overrides = self.facts.hyperparameters
-        return (
-            self.settings
-            if overrides is None
-            else self.settings.changed(*group_overrides(overrides), said_in="hyperparameters")
-        )
+    @cached_property
+    def overrides(self) -> tuple[Mapping[str, object], Mapping[str, Mapping[str, object]]]:
+        """What holds for this step alone: for every group, and by group."""
+        given = self.facts.hyperparameters
+        return ({}, {}) if given is None else group_overrides(given)
+
+    @cached_property
+    def plan(self) -> Plan:
+        base, own = self.overrides
+        if not base and not own:
+            return self.usual
+        return replace(self.usual, settings=self.usual.settings.changed(base, own, said_in="hyperparameters"))
 
     def _land(self, place: Workplace) -> float | None:
-        """Write the gradients into the session's buffer and judge them: their norm, or None to skip the step."""
-        grads, layout = self.state.grads, self.state.layout
-        self.received.land_(grads, layout)
-        norm = judge(grads, place.each)
-        if norm < float("inf"):
+        """Write the body into the session's buffer and judge the gradients: their norm, or None to skip the step."""
+        landed, layout = self.landed, self.landed.layout
+        holds_buffers = self.received.holds_buffers(layout)
+        self.received.land_(self.state.grads, layout.pushable if holds_buffers else layout.trained, landed.grads)
+        landed.land_(self.state.grads)
+        if holds_buffers:
+            refuse_nonfinite(self._landed_buffers, layout.of_buffers)
+        policy, norm = self.usual.policy, judge(self.grads, place.each)
+        if not norm < math.inf and policy.nonfinite == "zero" and policy.loss_scale is None:
+            zero_nonfinite_(self.grads)
+            norm = judge(self.grads, place.each)
+        decent = norm <= self.plan.settings.optimizer.longest
+        if decent and is_within_range(self.grads, norm, policy, self.state.read_state().numbers):
             return norm
-        if self.nonfinite == "skip":
+        if policy.nonfinite == "skip" or policy.loss_scale is not None:
             return None
-        if self.nonfinite == "zero":
-            zero_nonfinite_(grads)
-            return judge(grads, place.each)
-        names = nonfinite_tensors(grads, layout)
+        names = nonfinite_tensors(self.grads, layout.trained)
+        found = f"NaN or infinity in the gradients of {', '.join(map(repr, names))}"
         raise NonfiniteGradients(
-            f"NaN or infinity in the gradients of {', '.join(map(repr, names))}. Nothing was changed: lower the "
-            "learning rate or look at the loss, or create the session with `nonfinite` skip or zero.",
+            f"{found if names else 'The sum of these gradients and those before them may be infinite'}. "
+            "Nothing was changed: lower the learning rate or look at the loss, or create the session with `nonfinite` "
+            "skip or zero.",
             tensors=names,
         )
 
-    def _update(self, working: Working, settings: Settings, place: Workplace) -> Norms:
-        working.updates += 1
-        layout, parts = self.state.layout, []
-        for name in layout.groups:
-            hyper = settings.resolved[name]
-            buffers = settings.optimizer.state(hyper)
-            group = FlatGroup(
-                layout.cut(working.params, name),
-                layout.cut(self.state.grads, name),
-                {buffer: layout.cut(working.state[buffer], name) for buffer in buffers},
-                working.updates,
-                fresh=any((name, buffer) not in working.started for buffer in buffers),
-            )
-            parts.append(update_(settings.optimizer, group, hyper, place))
-            working.started.update((name, buffer) for buffer in buffers)
-        return Norms.joined(parts)
+    @property
+    def _landed_buffers(self) -> torch.Tensor:
+        """The new values of buffers, behind the gradients."""
+        layout = self.landed.layout
+        return self.state.grads[layout.trained.numel : layout.pushable.numel]
 
-    def _commit(self, working: Working, settings: Settings, grad_norm: float, norms: Norms) -> Receipt:
-        at = self.state.version
-        receipt = self._receipt(at.step + 1, "applied", settings, grad_norm, norms)
-        self.state.commit(working, Version(at.step + 1, at.generation), self._remembered(receipt))
+    def _step(self, working: Working, norm: float, place: Workplace) -> Receipt:
+        plan, policy, layout = self.plan, self.plan.policy, self.state.layout
+        gathered = gather_(self.grads, norm, policy, working, place)
+        if gathered is None:
+            return self._unmoved(working, "buffered")
+        grads, norm = gathered
+        grad_norm, clip_scale = temper_(grads, working.params, norm, policy, self.landed, place)
+        resolved, lr = self._scheduled(working)
+        self._advance_schedule(working)
+        norms = update_groups_(working, grads, plan, resolved, place, self.landed)
+        if self.received.holds_buffers(layout):
+            buffers = slice(layout.trained.numel, layout.pushable.numel)
+            working.params[buffers] = self._landed_buffers
+        average_(working, plan, self.state.version.step + 1, place)
+        rescale_(policy, working, finite=True)
+        receipt = self._receipt(working, self.state.version.step + 1, "applied", lr)._replace(
+            grad_norm=grad_norm,
+            clip_scale=clip_scale,
+            update_norm=finite_or_none(norms.update),
+            param_norm=finite_or_none(norms.param),
+        )
+        return self._commit(working, receipt)
+
+    def _scheduled(self, working: Working) -> tuple[Mapping[str, Hyperparameters], float]:
+        """Each group's hyperparameters for this step, and the session's learning rate.
+
+        What the push itself says wins over the schedule.
+        """
+        settings, policy = self.plan.settings, self.plan.policy
+        if policy.schedule is None:
+            return settings.resolved, settings.session_wide.lr
+        base, own = self.overrides
+        step, memory = self.state.version.step, working.numbers.get(self._schedules_own, {})
+        said = {group: {*base, *own.get(group, {})} for group in settings.resolved}
+        resolved = policy.scheduled(settings.resolved, step, memory, said)
+        whole = policy.scheduled({"": settings.session_wide}, step, memory, {"": base})[""]
+        return resolved, whole.lr
+
+    @property
+    def _schedules_own(self) -> str:
+        """Where the schedule's memory is; by where it began, so that one that replaced another remembers nothing."""
+        return f"{SCHEDULE}.{self.plan.policy.schedule_from}"
+
+    def _advance_schedule(self, working: Working) -> None:
+        schedule, owner = self.plan.policy.schedule, self._schedules_own
+        if schedule is not None:
+            working.numbers[owner] = advance(schedule, working.numbers.get(owner, {}), self.facts.loss)
+
+    def _commit(self, working: Working, receipt: Receipt) -> Receipt:
+        version = Version(receipt.step, self.state.version.generation)
+        self.state.commit(working, version, self._remembered(receipt))
         return receipt
 
-    def _skipped(self, settings: Settings) -> Receipt:
-        receipt = self._receipt(self.state.version.step, "skipped_nonfinite", settings, None, None)
-        self.state.remember(self._remembered(receipt))
-        return receipt
+    def _skip(self, working: Working) -> Receipt:
+        rescale_(self.plan.policy, working, finite=False)
+        return self._unmoved(working, "skipped_nonfinite")
 
-    def _receipt(
-        self, step: int, outcome: Outcome, settings: Settings, grad_norm: float | None, norms: Norms | None
-    ) -> Receipt:
+    def _unmoved(self, working: Working, outcome: Outcome) -> Receipt:
+        """Keep what was learned from a push that is no step."""
+        _, lr = self._scheduled(working)
+        return self._commit(working, self._receipt(working, self.state.version.step, outcome, lr))
+
+    def _receipt(self, working: Working, step: int, outcome: Outcome, lr: float) -> Receipt:
         return Receipt(
             session=self.session,
             step=step,
             base_step=self.state.version.step,
             outcome=outcome,
-            lr=settings.session_wide.lr,
+            lr=lr,
             loss=self.facts.loss,
-            grad_norm=grad_norm,
+            grad_norm=None,
             clip_scale=1.0,
-            update_norm=0.0 if norms is None else finite_or_none(norms.update),
-            param_norm=None if norms is None else finite_or_none(norms.param),
+            update_norm=0.0,
+            param_norm=None,
             durable_step=self.state.durable_step,
+            loss_scale=scale_of(self.plan.policy, working.numbers),
         )
 
     def _remembered(self, receipt: Receipt) -> Mapping[str, Remembered]:

@@ -28,7 +28,7 @@ def represent(session: Session) -> dict[str, Any]:
             for name, group in session.blueprint.groups.items()
         ],
         "hyperparameters": {name: hyper.model_dump(mode="json") for name, hyper in settings.resolved.items()},
-        "nonfinite": session.nonfinite,
+        **_policy(session),
         "seed": session.blueprint.description.seed,
         "storage": session.blueprint.description.storage.model_dump(),
         "durability": session.blueprint.description.durability,
@@ -51,6 +51,20 @@ def progress(session: Session) -> dict[str, Any]:
         "etag": version.etag,
         "skipped": session.skipped,
         "bytes": session.held_bytes,
+        "loss_scale_now": session.loss_scale_now,
+    }
+
+
+def _policy(session: Session) -> dict[str, Any]:
+    policy = session.policy
+    models = {name: getattr(policy, name) for name in ("schedule", "clip", "accumulate", "loss_scale", "ema", "swa")}
+    return {
+        "nonfinite": policy.nonfinite,
+        **{name: None if model is None else model.model_dump(mode="json") for name, model in models.items()},
+        "grad_dtype": policy.grad_dtype and DTYPE_NAMES[policy.grad_dtype],
+        "state_dtype": policy.state_dtype,
+        "centralize": policy.centralize,
+        "maximize": policy.maximize,
     }
 
 
@@ -62,7 +76,8 @@ def _tensors(session: Session) -> list[dict[str, Any]]:
             "name": tensor.name,
             "shape": list(tensor.shape),
             "dtype": dtype,
-            "group": tensor.group,
+            "group": tensor.group or None,
+            "role": tensor.role,
             "init": None if (init := inits[tensor.name]) is None else init.model_dump(),
         }
         for tensor in session.layout.tensors

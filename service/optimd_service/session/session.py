@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from optimd_service.errors import SessionNotFound
 from optimd_service.history import History
-from optimd_service.optim.update import Here, Workplace, new_scratch
+from optimd_service.optim.update import Here, Workplace
 from optimd_service.session.arithmetic import Lane
+from optimd_service.session.averages import Averaged, Copied, averaged
 from optimd_service.session.blueprint import Blueprint
 from optimd_service.session.creation import refuse_nonfinite
-from optimd_service.session.description import SessionChange
-from optimd_service.session.exported import StateBody, export_state, import_state_
+from optimd_service.session.description import OptimizerExchange, SessionChange
+from optimd_service.session.exchange import Exchange, exchange, exchange_
+from optimd_service.session.exported import export_state
+from optimd_service.session.gradients import scale_of
+from optimd_service.session.imported import StateBody, import_state_
+from optimd_service.session.plan import Plan
+from optimd_service.session.policy import Policy
 from optimd_service.session.preconditions import Match, Precondition
 from optimd_service.session.push import Push
 from optimd_service.session.settings import Settings, own_values
 from optimd_service.session.turns import Turns
+from optimd_service.session.waiters import Waiters
 from optimd_service.store.contract import Snapshot, StoredState, Working
-from optimd_service.types import EventRow, Layout, NonfinitePolicy, Receipt, StepRow, Version, utc_now
+from optimd_service.types import Buffers, EventRow, Layout, Receipt, StepRow, Version, utc_now
 from optimd_service.wire.encode import Encoder
 from optimd_service.wire.landing import HeaderReader
 from optimd_service.wire.received import Received
@@ -50,9 +57,8 @@ class Session:
 
     Attributes:
       id: sorts by time of creation.
-      name, nonfinite, settings: as they stand now; the blueprint keeps what was said at creation.
+      name, plan: as they stand now; the blueprint keeps what was said at creation.
       skipped: pushes that the non-finite policy skipped.
-      tiny: small enough in every respect to be stepped on the event loop.
       deleted: nothing is done for it any more.
       lane: the threads that compute for this session.
       headers, encoder: read and write bodies that hold this session's tensors.
@@ -63,22 +69,23 @@ class Session:
         self.created_at = utc_now()
         self.blueprint = blueprint
         self.name: str = blueprint.description.name
-        self.nonfinite: NonfinitePolicy = blueprint.description.nonfinite
-        self.settings: Settings = blueprint.settings
+        self.plan: Plan = blueprint.plan
         self.skipped = 0
         self.lane = lane
-        self.headers = HeaderReader(blueprint.layout)
+        self.headers = HeaderReader(*blueprint.plan.pushes, by_rows=True)
+        self.weight_headers = HeaderReader(blueprint.layout)
         self.encoder = Encoder(blueprint.layout)
         self._state = state
         self._turns = Turns(version=lambda: state.version, known=lambda key: state.recall(key) is not None)
-        self._moved = asyncio.Event()
-        self._may_wait = True
+        self._waiters = Waiters()
         self.deleted = False
-        # With a scratch of its own size, a tiny session cuts nothing to size at every step.
-        layout = blueprint.layout
-        self.tiny = layout.numel <= TINY and len(layout.groups) <= FEW_GROUPS and len(layout.tensors) <= FEW_TENSORS
-        self._place: Workplace = Here(new_scratch(layout.numel, layout.dtype)) if self.tiny else lane
         self._history = history
+
+    @property
+    def tiny(self) -> bool:
+        """Small enough in every respect to be stepped on the event loop."""
+        few = len(self.layout.groups) <= FEW_GROUPS and len(self.layout.tensors) <= FEW_TENSORS
+        return self.layout.numel <= TINY and few and self.settings.optimizer.shapes is None
 
     @property
     def layout(self) -> Layout:
@@ -89,20 +96,41 @@ class Session:
         return self._state.version
 
     @property
+    def loss_scale_now(self) -> float | None:
+        """What the next loss is to be multiplied by; None without loss scaling."""
+        return scale_of(self.policy, self._state.read_state().numbers) if self.policy.loss_scale else None
+
+    @property
     def held_bytes(self) -> int:
         """Weights, gradient buffer and state."""
         return self._state.held_bytes
 
     @property
+    def settings(self) -> Settings:
+        return self.plan.settings
+
+    @property
+    def policy(self) -> Policy:
+        return self.plan.policy
+
+    @property
     def grads(self) -> torch.Tensor:
-        """Shape [numel]; where a body lands whose sender holds the turn."""
+        """Shape [pushable]; where a body lands whose sender holds the turn."""
         return self._state.grads
+
+    @property
+    def landing_place(self) -> torch.Tensor | None:
+        """Shape [numel]; where weights land whose sender holds the turn, if there is such a place."""
+        fits = (self.grads.numel(), self.grads.dtype) == (self.layout.numel, self.layout.dtype)
+        return self.grads if fits else None
 
     def pushing(self, precondition: Precondition) -> AbstractAsyncContextManager[None]:
         """Hold the session for one push, whose body arrives and is applied inside.
 
         Raises: PreconditionRequired, StepInFlight, StaleStep.
         """
+        if self.policy.may_stand_still:
+            precondition.require_key(self.version)
         return self._turns.push(precondition)
 
     async def apply(self, received: Received, precondition: Precondition) -> Stepped:
@@ -112,14 +140,15 @@ class Session:
         """
         async with self._turns.writing:
             self._check_alive()
-            push = Push(self.id, received, precondition.key, self._state, self.settings, self.nonfinite)
+            push = Push(self.id, received, precondition.key, self._state, self.plan)
             here = self.tiny and received.quick
             stepped = self._apply(push) if here else await self.lane.run(self._apply, push)
-        self._wake()
+        self._waiters.wake()
         return stepped
 
     def _apply(self, push: Push) -> Stepped:
-        receipt = push.apply(self._place)
+        place: Workplace = Here() if self.tiny else self.lane
+        receipt = push.apply(place)
         if not receipt.duplicate:
             self._record(push, receipt)
         return Stepped(receipt, self._state.snapshot())
@@ -128,7 +157,7 @@ class Session:
         if receipt.outcome == "applied":
             facts = push.facts
             self._history.step(StepRow(receipt, utc_now(), facts.num_examples, facts.worker, facts.hyperparameters))
-        else:
+        elif receipt.outcome == "skipped_nonfinite":
             self.skipped += 1
             self._event(receipt.outcome, {"loss": receipt.loss, "worker": push.facts.worker})
 
@@ -149,9 +178,11 @@ class Session:
 
         def put_() -> None:
             # The gradient buffer is ours for this turn: the weights are judged there before they replace the old.
-            received.land_(self.grads, self.layout)
-            refuse_nonfinite(self.grads, self.layout)
-            self._replace(lambda working: working.params.copy_(self.grads))
+            place = self.landing_place
+            new = torch.empty(self.layout.numel, dtype=self.layout.dtype) if place is None else place
+            received.land_(new, self.layout)
+            refuse_nonfinite(new, self.layout)
+            self._replace(lambda working: working.params.copy_(new))
 
         return await self._replacement(put_, "params_put")
 
@@ -160,13 +191,13 @@ class Session:
 
         Raises: InvalidField, NonfiniteParams.
         """
-        buffers = frozenset(buffer for _, buffer in received.buffers)
         return await self._replacement(
-            lambda: self._replace(import_state_(received, self.settings), buffers), "state_put"
+            lambda: self._replace(import_state_(received), received.sizes),
+            "state_put",
         )
 
-    def _replace(self, write_: Callable[[Working], Any], buffers: frozenset[str] = frozenset()) -> None:
-        working = self._state.begin(self.settings.buffers | buffers)
+    def _replace(self, write_: Callable[[Working], Any], buffers: Buffers = MappingProxyType({})) -> None:
+        working = self._state.begin({**self.plan.buffers, **buffers})
         write_(working)
         version = self.version
         self._state.commit(working, Version(version.step, version.generation + 1), {})
@@ -177,7 +208,7 @@ class Session:
             await self.lane.run(put_)
             version = self.version
         self._event(kind, {"etag": version.etag})
-        self._wake()
+        self._waiters.wake()
         return version
 
     async def pull(self) -> Snapshot:
@@ -186,51 +217,72 @@ class Session:
             self._check_alive()
             return self._state.snapshot()
 
+    async def averaged(self, which: Averaged) -> Snapshot:
+        """A copy of an average of the weights. Raises: InvalidField when there is none."""
+        async with self._turns.writing:
+            self._check_alive()
+            copied = await self.lane.run(averaged, self._state.read_state(), self.plan, which)
+            return Copied(copied, self.version)
+
     async def state(self) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         """A copy of the optimizer's state: metadata, and `<tensor>.<buffer>` → tensor."""
         async with self._turns.writing:
             self._check_alive()
-            copied = await self.lane.run(export_state, self._state.read_state(), self.layout, self.settings)
+            copied = await self.lane.run(export_state, self._state.read_state(), self.plan)
             return {**copied[0], "etag": self.version.etag}, copied[1]
 
     async def moved_from(self, match: Match, timeout_s: float) -> bool:
         """Wait until the session stands elsewhere than ``match`` says, or is deleted; False when neither came."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while match.accepts(self.version) and not self.deleted and self._may_wait:
-                    await self._moved.wait()
-        return self.deleted or not match.accepts(self.version)
+        return await self._waiters.until(lambda: self.deleted or not match.accepts(self.version), timeout_s)
 
     def stop_waiting(self) -> None:
         """Let those go who wait for a step: the server ends, and would wait for them."""
-        self._may_wait = False
-        self._wake()
+        self._waiters.send_home()
 
-    def change(self, change: SessionChange) -> None:
+    async def exchange(self, wanted: OptimizerExchange, match: Match | None) -> dict[str, Any]:
+        """Give the session another optimizer, and say what became of the old one's state.
+
+        Raises: SessionNotFound, StaleStep, InvalidField, InvalidHyperparameter, InsufficientMemory.
+        """
+        async with self.replacing(match), self._turns.writing:
+            self._check_alive()
+            change = await self.lane.run(exchange, self.plan, wanted)
+            await self.lane.run(self._exchange, change)
+            self.plan = change.after
+        self._event("optimizer_changed", change.report())
+        self._waiters.wake()
+        return change.report()
+
+    def _exchange(self, change: Exchange) -> None:
+        old = change.moving(self._state.read_state())
+        working = self._state.begin(change.after.buffers)
+        exchange_(working, change, old)
+        version = self.version
+        self._state.commit(working, Version(version.step, version.generation + 1), {})
+
+    async def change(self, change: SessionChange) -> None:
         """Change name, policy or hyperparameters for all later steps; all or nothing.
 
         Raises: SessionNotFound, InvalidField, InvalidHyperparameter.
         """
-        self._check_alive()
-        own = own_values([(group.name, group.hyperparameters) for group in change.groups])
-        self.settings = self.settings.changed(change.optimizer, own)
-        self.name = self.name if change.name is None else change.name
-        self.nonfinite = change.nonfinite or self.nonfinite
-        self._event("changed", change.model_dump(exclude_unset=True))
+        # Not while a step is taken: a new schedule begins behind it.
+        async with self._turns.writing:
+            self._check_alive()
+            own = own_values([(group.name, group.hyperparameters) for group in change.groups])
+            settings = self.settings.changed(change.optimizer, own)
+            self.plan = replace(self.plan, settings=settings, policy=self.policy.changed(change, self.version.step))
+            self.name = self.name if change.name is None else change.name
+        self._event("changed", change.model_dump(mode="json", exclude_unset=True))
 
     async def delete(self) -> None:
         """Wait for the push that is being applied, and take no other."""
         async with self._turns.writing:
             self.deleted = True
-        self._wake()
+        self._waiters.wake()
 
     def _check_alive(self) -> None:
         if self.deleted:
             raise SessionNotFound(f"The session {self.id} has been deleted.")
-
-    def _wake(self) -> None:
-        self._moved.set()
-        self._moved = asyncio.Event()
 
     def _event(self, kind: str, detail: dict[str, Any]) -> None:
         self._history.event(EventRow(self.id, kind, self.version.step, detail))

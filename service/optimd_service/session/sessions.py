@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import torch
 
@@ -13,7 +14,9 @@ from optimd_service.history import History
 from optimd_service.session.arithmetic import Arithmetic, Lane
 from optimd_service.session.blueprint import Blueprint
 from optimd_service.session.creation import Fill, fill, initialise
-from optimd_service.session.description import SessionChange
+from optimd_service.session.description import OptimizerExchange, SessionChange
+from optimd_service.session.preconditions import Match
+from optimd_service.session.rehearsal import rehearse
 from optimd_service.session.representation import represent
 from optimd_service.session.session import Session
 from optimd_service.store.contract import Store, StoredState
@@ -50,14 +53,16 @@ class Sessions:
         """
         session_id = new_session_id()
         lane = self.arithmetic.lane(blueprint.layout.numel)
-        buffers = blueprint.settings.buffers
-        state = await lane.run(self._store.create, session_id, blueprint.layout, buffers)
+        plan = blueprint.plan
+        state = await lane.run(self._store.create, session_id, plan.layout, plan.buffers, plan.grads)
         try:
             await self._first_weights(lane, blueprint, state, arrive)
         except BaseException:
             self._store.drop(session_id)
             raise
         session = Session(session_id, blueprint, state, lane, self.history)
+        if session.tiny:
+            await lane.run(rehearse, plan)
         # In a thread: a session may have a hundred thousand tensors to describe.
         row = await lane.run(_row, session)
         self._live[session_id] = session
@@ -72,10 +77,11 @@ class Sessions:
         state: StoredState,
         arrive: Callable[[torch.Tensor], Awaitable[Fill]] | None,
     ) -> None:
+        # Straight into the weights: if they are refused, there is no session.
         if arrive is None:
             await lane.run(initialise, blueprint, state)
         else:
-            await lane.run(fill, state, await arrive(state.grads))
+            await lane.run(fill, state, await arrive(state.read_state().params))
 
     def find(self, session_id: str) -> Session | None:
         """The live session of this id."""
@@ -108,7 +114,16 @@ class Sessions:
 
     async def change(self, session: Session, change: SessionChange) -> None:
         """Change a session and record it. Raises: SessionNotFound, InvalidField, InvalidHyperparameter."""
-        session.change(change)
+        await session.change(change)
+        await self._describe(session)
+
+    async def exchange(self, session: Session, wanted: OptimizerExchange, match: Match | None) -> dict[str, Any]:
+        """Give a session another optimizer and record it; what ``Session.exchange`` raises, and what it reports."""
+        report = await session.exchange(wanted, match)
+        await self._describe(session)
+        return report
+
+    async def _describe(self, session: Session) -> None:
         row = await session.lane.run(_row, session)
         if not session.deleted:
             self.history.session_changed(row)

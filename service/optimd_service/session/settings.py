@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optimd_service.errors import InvalidField, InvalidHyperparameter
-from optimd_service.optim.catalogue import Optimizer
 from optimd_service.optim.hyperparameters import Hyperparameters
+from optimd_service.optim.optimizer import Optimizer
+from optimd_service.types import Layout
 
 Values = Mapping[str, Any]
 
@@ -23,7 +24,6 @@ class Settings:
       said_in: the field of the request that said it last, for errors; empty for a description.
       resolved: group name → its full set, in layout order.
       session_wide: the full set of a group without values of its own.
-      buffers: the state buffers that any group needs.
     """
 
     optimizer: Optimizer[Any]
@@ -33,7 +33,6 @@ class Settings:
     said_in: str = ""
     resolved: Mapping[str, Hyperparameters] = field(init=False)
     session_wide: Hyperparameters = field(init=False)
-    buffers: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises: InvalidHyperparameter naming the field."""
@@ -41,9 +40,6 @@ class Settings:
         resolved = {group: self._of_group(group) if self.own.get(group) else session_wide for group in self.groups}
         object.__setattr__(self, "session_wide", session_wide)
         object.__setattr__(self, "resolved", resolved)
-        object.__setattr__(
-            self, "buffers", frozenset(name for h in resolved.values() for name in self.optimizer.state(h))
-        )
 
     def _of_group(self, group: str) -> Hyperparameters:
         hyper: Hyperparameters = self.optimizer.parse(
@@ -66,12 +62,30 @@ class Settings:
         merged = {group: {**self.own.get(group, {}), **own.get(group, {})} for group in self.groups}
         return replace(self, base={**self.base, **base}, own=merged, said_in=said_in)
 
+    def of_another(self, optimizer: Optimizer[Any], base: Values) -> tuple[Settings, list[str]]:
+        """The settings of another optimizer; groups keep what it has too, and what they lose is named.
+
+        Raises: InvalidHyperparameter.
+        """
+        known = optimizer.hyperparameters.model_fields.keys()
+        own = {group: {n: v for n, v in values.items() if n in known} for group, values in self.own.items()}
+        lost = [f"{group}.{name}" for group, values in self.own.items() for name in values if name not in known]
+        return Settings(optimizer, self.groups, base, own), lost
+
     def _refuse_structural(self, values: Values) -> None:
         for name in self.optimizer.hyperparameters.structural() & values.keys():
             raise InvalidHyperparameter(
                 f"{name} decides which state exists and is fixed when the session is created; create a new session.",
                 field=name,
             )
+
+
+def check_tensors(settings: Settings, layout: Layout) -> None:
+    """Refuse tensors that the optimizer cannot step. Raises: InvalidField."""
+    if settings.optimizer.check is not None:
+        for group, hyper in settings.resolved.items():
+            shapes = {t.name: t.shape for t in layout.trained.tensors if t.group == group}
+            settings.optimizer.check(hyper, shapes)
 
 
 def group_overrides(value: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

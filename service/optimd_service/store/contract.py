@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from optimd_service.types import Layout, Receipt, Version
+from optimd_service.types import Buffers, BufferSize, Layout, Receipt, Version
 
 
 class Remembered(NamedTuple):
@@ -34,15 +34,17 @@ class Working:
 
     Attributes:
       params: shape [numel]; holds the current weights.
-      state: buffer name → shape [numel].
+      state: buffer name → flat, as long as was asked for.
       updates: how many updates the moments have seen, torch's per-parameter ``step``.
       started: (group, buffer) of each buffer that an update has written.
+      numbers: what is remembered in single numbers, by who remembers it: a group, the schedule, the loss scale.
     """
 
     params: torch.Tensor
     state: dict[str, torch.Tensor]
     updates: int
     started: set[tuple[str, str]]
+    numbers: dict[str, dict[str, float]]
 
 
 class StoredState(Protocol):
@@ -75,14 +77,19 @@ class StoredState(Protocol):
     def read_state(self) -> Working:
         """The committed state, to be read only, before the next ``begin``."""
 
-    def begin(self, buffers: frozenset[str]) -> Working:
-        """Hand out the buffers to write, with at least the state ``buffers`` named (new ones are zero).
+    def begin(self, buffers: Buffers) -> Working:
+        """Hand out the buffers to write, with at least the ``buffers`` named.
+
+        One that is new, or was of another size, is zero.
 
         Raises: InsufficientMemory, StateDamaged. Nothing has changed then.
         """
 
     def commit(self, working: Working, version: Version, remember: Mapping[str, Remembered]) -> None:
-        """Publish what was written, together with the receipts to remember, as ``version``."""
+        """Publish what was written, together with the receipts to remember, as ``version``.
+
+        Buffers that ``working.state`` no longer holds are given up.
+        """
 
     def remember(self, remember: Mapping[str, Remembered]) -> None:
         """Keep receipts of pushes that changed nothing."""
@@ -94,8 +101,11 @@ class StoredState(Protocol):
 class Store(Protocol):
     """Creates and drops the states of sessions."""
 
-    def create(self, session_id: str, layout: Layout, buffers: frozenset[str]) -> StoredState:
+    def create(self, session_id: str, layout: Layout, buffers: Buffers, grads: BufferSize) -> StoredState:
         """Make room for a session: weights and state at zero, version 0.0.
+
+        Args:
+          grads: of the buffer in which pushes arrive.
 
         Raises: InsufficientMemory.
         """

@@ -13,7 +13,7 @@ import torch
 
 from optimd_service.errors import InsufficientMemory, StateDamaged
 from optimd_service.store.contract import Remembered, Working
-from optimd_service.types import Layout, Version
+from optimd_service.types import Buffers, BufferSize, Layout, Version
 
 REMEMBERED_KEYS = 10_000
 
@@ -94,6 +94,7 @@ class DeviceState:
     _state: dict[str, torch.Tensor]
     _updates: int = 0
     _started: set[tuple[str, str]] = field(default_factory=set)
+    _numbers: dict[str, dict[str, float]] = field(default_factory=dict)
     _keys: OrderedDict[str, Remembered] = field(default_factory=OrderedDict)
     _spare: torch.Tensor | None = None
     _damaged: bool = False
@@ -110,7 +111,7 @@ class DeviceState:
     @property
     def held_bytes(self) -> int:
         """Weights, gradient buffer and state; a copy made for slow readers is not counted."""
-        return self.grads.nbytes * (2 + len(self._state))
+        return self._weights.flat.nbytes + self.grads.nbytes + sum(buffer.nbytes for buffer in self._state.values())
 
     def snapshot(self) -> DeviceSnapshot:
         self._check()
@@ -129,14 +130,32 @@ class DeviceState:
 
     def read_state(self) -> Working:
         self._check()
-        return Working(self._weights.flat, self._state, self._updates, self._started)
+        return Working(self._weights.flat, self._state, self._updates, self._started, self._numbers)
 
-    def begin(self, buffers: frozenset[str]) -> Working:
+    def begin(self, buffers: Buffers) -> Working:
         self._check()
-        for name in buffers - self._state.keys():
-            with self.budget.holding(self.grads.nbytes):
-                self._state[name] = torch.zeros_like(self.grads)
-        return Working(self._writable_params(), dict(self._state), self._updates, set(self._started))
+        state = dict(self._state)
+        for name, size in buffers.items():
+            if name not in state or not _is_of(state[name], size):
+                with self._budget_for(state, size):
+                    state[name] = _zeros(size)
+        numbers = {owner: dict(held) for owner, held in self._numbers.items()}
+        return Working(self._writable_params(), state, self._updates, set(self._started), numbers)
+
+    @contextmanager
+    def _budget_for(self, state: Mapping[str, torch.Tensor], size: BufferSize) -> Iterator[None]:
+        """Take room for one more buffer; where there is none, give back what ``state`` was given before."""
+        try:
+            with self.budget.holding(size.nbytes):
+                yield
+        except InsufficientMemory:
+            self._give_back(state, beyond=self._state)
+            raise
+
+    def _give_back(self, state: Mapping[str, torch.Tensor], *, beyond: Mapping[str, torch.Tensor]) -> None:
+        """Give back the memory of buffers in ``state`` that are not ``beyond`` as well."""
+        kept = {id(buffer) for buffer in beyond.values()}
+        self.budget.give_back(sum(buffer.nbytes for buffer in state.values() if id(buffer) not in kept))
 
     def _writable_params(self) -> torch.Tensor:
         with self._lock:
@@ -153,7 +172,9 @@ class DeviceState:
                 self._weights.version = version
             else:
                 self._weights = _Weights(working.params, version)
+            self._give_back(self._state, beyond=working.state)
             self._state, self._updates, self._started = working.state, working.updates, working.started
+            self._numbers = working.numbers
         self.remember(remember)
 
     def remember(self, remember: Mapping[str, Remembered]) -> None:
@@ -163,12 +184,21 @@ class DeviceState:
 
     def abandon(self, working: Working, *, written: bool) -> None:
         self._damaged |= written
+        self._give_back(working.state, beyond=self._state)
         if working.params is not self._weights.flat:
             self._spare = working.params
 
     def _check(self) -> None:
         if self._damaged:
             raise StateDamaged("An update of this session failed half-way; create a new session from your last pull.")
+
+
+def _is_of(buffer: torch.Tensor, size: BufferSize) -> bool:
+    return (buffer.numel(), buffer.dtype) == (size.numel, size.dtype)
+
+
+def _zeros(size: BufferSize) -> torch.Tensor:
+    return torch.zeros(size.numel, dtype=size.dtype)
 
 
 class DeviceStore:
@@ -182,13 +212,15 @@ class DeviceStore:
         self._budget = Budget(limit_bytes)
         self._states: dict[str, DeviceState] = {}
 
-    def create(self, session_id: str, layout: Layout, buffers: frozenset[str]) -> DeviceState:
-        def zeros() -> torch.Tensor:
-            return torch.zeros(layout.numel, dtype=layout.dtype)
-
-        with self._budget.holding(layout.numel * layout.dtype.itemsize * (2 + len(buffers))):
+    def create(self, session_id: str, layout: Layout, buffers: Buffers, grads: BufferSize) -> DeviceState:
+        weights = BufferSize(layout.numel, layout.dtype)
+        with self._budget.holding(sum(size.nbytes for size in (weights, grads, *buffers.values()))):
             state = DeviceState(
-                layout, self._budget, zeros(), _Weights(zeros(), Version(0, 0)), {name: zeros() for name in buffers}
+                layout,
+                self._budget,
+                _zeros(grads),
+                _Weights(_zeros(weights), Version(0, 0)),
+                {name: _zeros(size) for name, size in buffers.items()},
             )
         self._states[session_id] = state
         return state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -92,17 +92,22 @@ def _holds_booleans(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def land_json_(flat: torch.Tensor, layout: Layout, tensors: Any, *, what: str) -> None:
+def land_json_(flat: torch.Tensor, layout: Layout, tensors: Any, *, what: str, by_rows: Collection[str] = ()) -> None:
     """Write JSON tensors into a flat buffer, shape [numel]; all are checked before the first is written.
+
+    Args:
+      by_rows: tensors whose rows came, which somebody else lands.
 
     Raises: InvalidField, TensorMismatch, ShapeMismatch.
     """
     if not isinstance(tensors, Mapping):
         raise InvalidField(f"`{what}` must be an object that maps tensor names to nested lists.", field=what)
     check_names(layout, tensors.keys())
-    arrays = {name: _shaped(name, shape, tensors[name]) for name, shape in layout.shapes.items()}
+    whole = {name: shape for name, shape in layout.shapes.items() if name not in by_rows}
+    arrays = {name: _shaped(name, shape, tensors[name]) for name, shape in whole.items()}
     for name, view in layout.views(flat).items():
-        view.copy_(torch.from_numpy(arrays[name]))
+        if name in arrays:
+            view.copy_(torch.from_numpy(arrays[name]))
 
 
 def _shaped(name: str, shape: tuple[int, ...], value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -5,7 +5,7 @@ Receiving happens on the event loop and only moves bytes; everything here that c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -18,7 +18,10 @@ from optimd_service.types import Layout
 from optimd_service.wire.body import Body
 from optimd_service.wire.flat import flat_bytes
 from optimd_service.wire.json import MAX_JSON_BYTES, land_json_, read_json, read_object
+from optimd_service.wire.json_rows import rows_from_json
 from optimd_service.wire.landing import Landing
+from optimd_service.wire.match import check_names
+from optimd_service.wire.rows import Rows
 from optimd_service.wire.safetensors import PREFIX_BYTES, header_bytes
 
 # What the safetensors libraries write of themselves; it says nothing to us.
@@ -61,8 +64,21 @@ class Received(Protocol):
     def fields(self) -> dict[str, Any]:
         """Everything beside the tensors, decoded."""
 
-    def land_(self, flat: torch.Tensor, layout: Layout) -> None:
-        """Write the tensors into ``flat``, shape [numel]; all or nothing."""
+    def holds_buffers(self, layout: Layout) -> bool:
+        """Whether a push holds new values of the session's buffers beside its gradients."""
+
+    def rows(self, layout: Layout) -> Mapping[str, Rows]:
+        """Tensor name → its rows, for each tensor of which a push holds rows alone.
+
+        Raises: InvalidField, ShapeMismatch.
+        """
+
+    def land_(self, flat: torch.Tensor, layout: Layout, by_rows: Collection[str] = ()) -> None:
+        """Write the tensors into ``flat``, shape [numel]; all or nothing.
+
+        Args:
+          by_rows: those that ``rows`` has given; they are its caller's to write.
+        """
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,18 @@ class SafetensorsBody:
             if name != _LIBRARY_METADATA
         }
 
-    def land_(self, flat: torch.Tensor, layout: Layout) -> None:
+    def holds_buffers(self, layout: Layout) -> bool:
+        return len(self.landing.entries) + len(self.landing.by_rows) > len(layout.trained.tensors)
+
+    def rows(self, layout: Layout) -> Mapping[str, Rows]:
+        return self.landing.rows(layout, self.payload) if isinstance(self.payload, bytearray) else {}
+
+    def land_(
+        self,
+        flat: torch.Tensor,
+        layout: Layout,
+        by_rows: Collection[str] = (),  # noqa: ARG002  the header has told them apart
+    ) -> None:
         if isinstance(self.payload, bytearray):
             self.landing.scatter_(flat, layout.spans, self.payload)
 
@@ -108,6 +135,7 @@ class JsonBody:
 
     text: bytearray
     tensors: str  # the field that holds them: grads or params
+    buffers: str | None = None  # the field that holds new values of buffers, where there may be one
 
     @property
     def quick(self) -> bool:
@@ -121,10 +149,27 @@ class JsonBody:
         return read_object(self.text)
 
     def fields(self) -> dict[str, Any]:
-        return {name: value for name, value in self._object.items() if name != self.tensors}
+        return {name: value for name, value in self._object.items() if name not in {self.tensors, self.buffers}}
 
-    def land_(self, flat: torch.Tensor, layout: Layout) -> None:
-        land_json_(flat, layout, self._object.get(self.tensors), what=self.tensors)
+    def holds_buffers(self, layout: Layout) -> bool:  # noqa: ARG002  a body in JSON says so itself
+        return self.buffers is not None and self._object.get(self.buffers) is not None
+
+    def rows(self, layout: Layout) -> Mapping[str, Rows]:
+        return rows_from_json(layout, self._object.get(self.tensors))
+
+    def land_(self, flat: torch.Tensor, layout: Layout, by_rows: Collection[str] = ()) -> None:
+        tensors = self._object.get(self.tensors)
+        if self.buffers is not None and self.holds_buffers(layout):
+            tensors = _together(tensors, self._object[self.buffers], layout)
+        land_json_(flat, layout, tensors, what=self.tensors, by_rows=by_rows)
+
+
+def _together(grads: Any, buffers: Any, layout: Layout) -> Any:
+    if not isinstance(grads, dict) or not isinstance(buffers, dict):
+        raise InvalidField("`grads` and `buffers` must map tensor names to nested lists.", field="buffers")
+    check_names(layout.trained, grads)
+    check_names(layout.of_buffers, buffers)
+    return grads | buffers
 
 
 async def receive_header(body: Body) -> bytes:
@@ -137,7 +182,8 @@ async def receive_payload(body: Body, landing: Landing, flat: torch.Tensor | Non
     """Receive the payload behind a checked header, to the body's end.
 
     Args:
-      flat: shape [numel]; where a payload in layout order lands at once. Without it the payload is always staged.
+      flat: at least as long as the payload; where one in layout order lands at once. Without it the payload is always
+        staged.
 
     Raises: MalformedSafetensors.
     """
@@ -145,7 +191,7 @@ async def receive_payload(body: Body, landing: Landing, flat: torch.Tensor | Non
         payload = await body.exactly(landing.payload_bytes, rule="truncated", what="the payload")
         await body.end()
         return payload
-    view = flat_bytes(flat)
+    view = flat_bytes(flat)[: landing.payload_bytes]
     got = await body.into(view)
     if got < len(view):
         detail = f"The body ends inside the payload: {got} of {len(view)} bytes."
@@ -170,6 +216,6 @@ async def receive_safetensors(
     return SafetensorsBody(raw, metadata, landing, await receive_payload(body, landing, flat))
 
 
-async def receive_json(body: Body, *, tensors: str) -> JsonBody:
+async def receive_json(body: Body, *, tensors: str, buffers: str | None = None) -> JsonBody:
     """Receive a JSON body of at most 16 MiB. Raises: TooLarge."""
-    return JsonBody(await body.everything(MAX_JSON_BYTES, advice="Send safetensors instead."), tensors)
+    return JsonBody(await body.everything(MAX_JSON_BYTES, advice="Send safetensors instead."), tensors, buffers)

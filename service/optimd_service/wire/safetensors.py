@@ -25,6 +25,9 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 32
 METADATA = "__metadata__"
+INDEX = "I64"
+"""The dtype of row numbers, in bodies whose gradients may name their rows; no tensor has it."""
+_INDEX_BYTES = 8
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LARGEST = 2**63 - 1
 
@@ -68,8 +71,11 @@ def header_bytes(prefix: bytes) -> int:
     return length
 
 
-def read_header(raw: bytes) -> Header:
+def read_header(raw: bytes, *, indices: str | None = None) -> Header:
     """Read and check a whole header.
+
+    Args:
+      indices: entries whose names end so may be I64; whoever passes it makes sure that they are no tensors.
 
     Raises: MalformedSafetensors naming the rule and the tensor, UnsupportedDtype, TooLarge.
     """
@@ -80,7 +86,8 @@ def read_header(raw: bytes) -> Header:
     metadata = _metadata(fields.pop(METADATA, {}))
     if len(fields) > MAX_TENSORS:
         raise TooLarge(f"{len(fields)} tensors; at most {MAX_TENSORS} in one body.", limit=MAX_TENSORS)
-    entries = tuple(sorted((_entry(name, value) for name, value in fields.items()), key=lambda e: (e.start, e.stop)))
+    read = (_entry(name, value, indices) for name, value in fields.items())
+    entries = tuple(sorted(read, key=lambda e: (e.start, e.stop)))
     return Header(entries, metadata, _check_contiguous(entries))
 
 
@@ -98,7 +105,7 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def _entry(name: str, value: Any) -> Entry:
+def _entry(name: str, value: Any, indices: str | None) -> Entry:
     label = name[:80]
     if not isinstance(value, dict) or set(value) != _FIELDS:
         raise _broken("entry", f"Tensor {label!r} must have dtype, shape and data_offsets alone.", tensor=label)
@@ -109,9 +116,11 @@ def _entry(name: str, value: Any) -> Entry:
     if not _are_sizes(offsets, 2) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _broken("offsets", f"Tensor {label!r} has data_offsets that are not [begin, end].", tensor=label)
     dtype = value["dtype"]
-    wire_dtype(dtype if isinstance(dtype, str) else repr(dtype)[:40], label)
+    index = dtype == INDEX and indices is not None and name.endswith(indices)
+    if not index:
+        wire_dtype(dtype if isinstance(dtype, str) else repr(dtype)[:40], label)
     start, stop = offsets
-    if stop - start != math.prod(shape) * ITEM_BYTES[dtype]:
+    if stop - start != math.prod(shape) * (_INDEX_BYTES if index else ITEM_BYTES[dtype]):
         raise _broken(
             "span", f"Tensor {label!r}: {dtype} {shape} does not fill its {stop - start} bytes exactly.", tensor=label
         )

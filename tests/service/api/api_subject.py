@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import torch
@@ -39,7 +40,10 @@ class Subject:
         cls, http: httpx.Client, optimizer: str = "adamw", *, params: Tensors | None = WEIGHTS, **description: Any
     ) -> Subject:
         """A session; further arguments are the optimizer's hyperparameters and fields of the create body."""
-        fields = ("name", "tensors", "groups", "nonfinite", "seed")
+        fields = (
+            "name", "tensors", "groups", "nonfinite", "seed", "schedule", "clip", "centralize", "maximize",
+            "accumulate", "loss_scale", "ema", "swa", "buffers", "frozen", "grad_dtype", "state_dtype",
+        )  # fmt: skip
         said = {name: description.pop(name) for name in fields if name in description}
         body = {"optimizer": {"name": optimizer, **description}, **said}
         if params is not None:
@@ -61,7 +65,7 @@ class Subject:
     ) -> httpx.Response:
         """Push as safetensors; without ``key`` and ``if_match`` it builds on what the session stands at."""
         if key is None and if_match is None:
-            if_match = self.etag()
+            key, if_match = uuid4().hex, self.etag()
         names = {"Idempotency-Key": key, "If-Match": if_match}
         headers = {**SAFETENSORS, **{name: value for name, value in names.items() if value is not None}}
         query = {} if pull is None else {"pull": pull}

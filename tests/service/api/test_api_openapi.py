@@ -13,10 +13,11 @@ from fastapi.routing import APIRoute
 from jsonschema import Draft202012Validator, ValidationError
 from openapi_contract import Contract
 
-from optimd_service.api import catalogue, health, history, params, problems, sessions
+from optimd_service.api import advice, catalogue, health, history, params, problems, sessions
 from optimd_service.errors import every_problem
 
 METHODS = {"get", "put", "post", "patch", "delete"}
+MODULES = (sessions, params, history, catalogue, advice, health, problems)
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -38,8 +39,8 @@ def test_every_route_is_documented(contract: Contract) -> None:
     documented = {(path, method) for path, method, _ in operations(contract.document)}
     routed = {
         (route.path, method.lower())
-        for module in (sessions, params, history, catalogue, health, problems)
-        for route in module.router.routes
+        for router in (sessions.costs, *(m.router for m in MODULES))
+        for route in router.routes
         if isinstance(route, APIRoute)
         for method in route.methods or ()
     }
@@ -92,7 +93,7 @@ def test_examples_keep_to_their_schemas_and_are_taken(http: httpx.Client, contra
     reply = http.post("/v1/sessions", json=shown.pop(("post", "/v1/sessions"))["example"])
     assert reply.status_code == 201
     subject = Subject(http, reply.headers["Location"])
-    assert len(shown) == 3
+    assert len(shown) == 6
     for (method, path), content in shown.items():
         path = path.replace("/v1/sessions/{session_id}", subject.path)  # noqa: PLW2901
         reply = http.request(method, path, json=content["example"], headers={"If-Match": subject.etag()})
