@@ -13,12 +13,14 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from optimd import errors
-from optimd._core import TRACKED
+from optimd._core import TRACKED, UNCHANGED
+from optimd._rows import RowGradient
 from optimd._safetensors import RawTensor
+from optimd.async_session import AsyncSession
 from optimd.client import AsyncClient, Client
 from optimd.errors import ConnectionFailed, OptimdError, ProblemError, SessionNotFound, StaleStep, TimedOut
-from optimd.models import Receipt, SessionInfo, StateDict, Step, StepResult
-from optimd.session import AsyncSession, Session
+from optimd.models import CostInfo, ExchangeReport, Receipt, SessionInfo, StateDict, Step, StepResult
+from optimd.session import Session
 
 if TYPE_CHECKING:
     from optimd.optimizer import RemoteOptimizer
@@ -27,15 +29,19 @@ __version__ = _version("optimd")
 
 __all__ = [
     "TRACKED",
+    "UNCHANGED",
     "AsyncClient",
     "AsyncSession",
     "Client",
     "ConnectionFailed",
+    "CostInfo",
+    "ExchangeReport",
     "OptimdError",
     "ProblemError",
     "RawTensor",
     "Receipt",
     "RemoteOptimizer",
+    "RowGradient",
     "Session",
     "SessionInfo",
     "SessionNotFound",

@@ -6,19 +6,29 @@ import enum
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, SupportsFloat, TypeAlias
+from typing import Any, Literal, SupportsFloat, TypeAlias, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from numpy.typing import ArrayLike
-
+from optimd._description import Fields, Tensors
 from optimd._documents import Page, json_text, query, read_json, read_page
 from optimd._exchange import JSON, SAFETENSORS, Operation, Reply, Request
 from optimd._retry import Retry, ask
-from optimd._safetensors import Array, RawTensor, encode
+from optimd._rows import Gradients, as_entries
+from optimd._safetensors import Array, encode
 from optimd._sink import Out, TensorSink, check_out
 from optimd.errors import MalformedReply, SessionNotFound
-from optimd.models import Event, Receipt, SessionInfo, StateDict, Step, StepResult, WireDtype
+from optimd.models import (
+    Averaged,
+    Event,
+    ExchangeReport,
+    Receipt,
+    SessionInfo,
+    StateDict,
+    Step,
+    StepResult,
+    WireDtype,
+)
 
 
 class Tracked(enum.Enum):
@@ -27,12 +37,21 @@ class Tracked(enum.Enum):
     TRACKED = "tracked"
 
 
+class Unchanged(enum.Enum):
+    """Stands for what a session has, where None would switch it off."""
+
+    UNCHANGED = "unchanged"
+
+
 TRACKED = Tracked.TRACKED
+UNCHANGED = Unchanged.UNCHANGED
 IfMatch: TypeAlias = str | Literal[Tracked.TRACKED] | None
-Tensors: TypeAlias = Mapping[str, ArrayLike | RawTensor]
+Switched: TypeAlias = Fields | Literal[Unchanged.UNCHANGED] | None
 Pull: TypeAlias = WireDtype | Literal["none"]
 
 _LONGEST_WAIT_S = 60
+
+T = TypeVar("T")
 
 
 class SessionCore:
@@ -48,7 +67,7 @@ class SessionCore:
 
     def step(
         self,
-        grads: Tensors,
+        grads: Gradients,
         metadata: Mapping[str, str],
         pull: Pull | None,
         if_match: IfMatch,
@@ -60,23 +79,24 @@ class SessionCore:
         headers = {"accept": SAFETENSORS, "content-type": SAFETENSORS, "idempotency-key": key or uuid4().hex}
         headers |= self._if_match(if_match)
         target = f"{self._path}/steps{query(pull=pull)}"
-        body = encode(self._in_layout_order(grads), metadata)
+        body = encode(as_entries(self._in_layout_order(grads)), metadata)
         yield from self._ask(Request("POST", target, headers, body, sink))
         return StepResult(_receipt_in(sink), sink.tensors)
 
     def pull(
-        self, names: Sequence[str] | None, dtype: WireDtype | None, out: Out | None
+        self, names: Sequence[str] | None, dtype: WireDtype | None, out: Out | None, weights: Averaged | None
     ) -> Operation[dict[str, Array]]:
         check_out(out, self._shapes)
         sink = TensorSink(out)
-        yield from self._ask(Request("GET", self._params_target(names, dtype), {"accept": SAFETENSORS}, sink=sink))
+        target = f"{self._path}/params" + query(dtype=dtype, names=names, weights=weights)
+        yield from self._ask(Request("GET", target, {"accept": SAFETENSORS}, sink=sink))
         return sink.tensors
 
     def wait(
         self, timeout_s: float, names: Sequence[str] | None, dtype: WireDtype | None, out: Out | None
     ) -> Operation[dict[str, Array] | None]:
         check_out(out, self._shapes)
-        target, left_s = self._params_target(names, dtype), math.ceil(timeout_s)
+        target, left_s = f"{self._path}/params" + query(dtype=dtype, names=names), math.ceil(timeout_s)
         while True:
             sink, span_s = TensorSink(out), min(left_s, _LONGEST_WAIT_S)
             headers = {"accept": SAFETENSORS, "prefer": f"wait={span_s}"}
@@ -95,19 +115,31 @@ class SessionCore:
     def state(self) -> Operation[StateDict]:
         sink = TensorSink()
         yield from self._ask(Request("GET", f"{self._path}/state", {"accept": SAFETENSORS}, sink=sink))
+        said = sink.metadata
         try:
-            return StateDict(sink.metadata["optimizer"], int(sink.metadata["step"]), sink.tensors)
+            numbers = json.loads(said.get("numbers", "{}"))
+            return StateDict(said["optimizer"], int(said["step"]), sink.tensors, numbers)
         except (KeyError, ValueError) as error:
             raise MalformedReply("The reply's state does not name its optimizer and step.") from error
 
-    def put_state(self, state: StateDict, if_match: IfMatch) -> Operation[None]:
+    def put_state(self, state: StateDict, if_match: IfMatch, strict: bool) -> Operation[list[str]]:
         metadata = {"optimizer": state.optimizer, "step": str(state.step)}
-        yield from self._put("state", encode(state.tensors, metadata), if_match)
+        if state.numbers:
+            metadata["numbers"] = bytes(json_text(state.numbers)).decode()
+        what = "state" + query(strict=None if strict else "false")
+        reply = yield from self._put(what, encode(state.tensors, metadata), if_match)
+        return list(reply.get("passed_over") or ())
 
-    def update(self, **changes: Any) -> Operation[SessionInfo]:
-        body = [json_text({name: value for name, value in changes.items() if value is not None})]
+    def change_optimizer(self, wanted: Fields, if_match: IfMatch) -> Operation[ExchangeReport]:
+        headers = {"accept": JSON, "content-type": JSON} | self._if_match(if_match)
+        # Arriving twice, it would ask the new optimizer for the buffers of the old.
+        request = Request("PUT", f"{self._path}/optimizer", headers, [json_text(wanted)], repeatable=False)
+        report: ExchangeReport = read_json((yield from self._ask(request)))
+        return report
+
+    def update(self, changes: Fields) -> Operation[SessionInfo]:
         reply = yield from self._ask(
-            Request("PATCH", self._path, {"content-type": JSON, "accept": JSON}, body, repeatable=False)
+            Request("PATCH", self._path, {"content-type": JSON, "accept": JSON}, [json_text(changes)], repeatable=False)
         )
         self.info = read_json(reply)
         return self.info
@@ -143,27 +175,43 @@ class SessionCore:
             self.etag = reply.headers["etag"].removeprefix("W/").strip('"')
         return reply
 
-    def _put(self, what: str, body: Sequence[memoryview], if_match: IfMatch) -> Operation[None]:
+    def _put(self, what: str, body: Sequence[memoryview], if_match: IfMatch) -> Operation[dict[str, Any]]:
         condition = self._if_match(if_match)
         headers = {"accept": JSON, "content-type": SAFETENSORS} | condition
         # Repeated under If-Match, a put whose first answer was lost would find its own new version and call it stale.
         request = Request("PUT", f"{self._path}/{what}", headers, body, repeatable=not condition)
-        self.etag = read_json((yield from self._ask(request)))["etag"]
+        reply: dict[str, Any] = read_json((yield from self._ask(request)))
+        self.etag = reply["etag"]
+        return reply
 
     def _if_match(self, if_match: IfMatch) -> dict[str, str]:
         etag = self.etag if if_match is TRACKED else if_match
         return {} if etag is None else {"if-match": '"' + etag.strip('"') + '"'}
 
-    def _in_layout_order(self, tensors: Tensors) -> Tensors:
+    def _in_layout_order(self, tensors: Mapping[str, T]) -> dict[str, T]:
         """Layout order saves the server a copy; names it does not know follow, for it to refuse."""
         return {name: tensors[name] for name in self._shapes if name in tensors} | dict(tensors)
-
-    def _params_target(self, names: Sequence[str] | None, dtype: WireDtype | None) -> str:
-        return f"{self._path}/params" + query(dtype=dtype, names=names)
 
 
 def session_path(session_id: str) -> str:
     return "/v1/sessions/" + quote(session_id, safe="")
+
+
+def pushed(grads: Gradients, buffers: Tensors | None) -> Gradients:
+    """The tensors of a push. Raises: ValueError for a name that is in both."""
+    if not buffers:
+        return grads
+    for name in buffers:
+        if name in grads:
+            raise ValueError(f"{name!r} is in grads and in buffers: a tensor is trained or it is a buffer")
+    return {**grads, **buffers}
+
+
+def session_changes(schedule: Switched, clip: Switched, **others: Any) -> Fields:
+    """A PATCH body: of ``others`` what is not None, and of the two that can be switched off also None."""
+    changes = {name: value for name, value in others.items() if value is not None}
+    switched = {"schedule": schedule, "clip": clip}
+    return changes | {name: value for name, value in switched.items() if value is not UNCHANGED}
 
 
 def step_metadata(

@@ -26,6 +26,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+INDEX = "I64"
+"""Of row numbers, which are sent and never received."""
+_SENT = _DTYPES | {INDEX: np.dtype("<i8")}
 _WIRE_NAMES = {dtype: name for name, dtype in _DTYPES.items() if dtype.kind == "f"}
 _ALIGNMENT = 8
 
@@ -88,7 +91,7 @@ def encode(tensors: Mapping[str, ArrayLike | RawTensor], metadata: Mapping[str, 
 def as_raw(tensor: ArrayLike | RawTensor) -> RawTensor:
     """The tensor's bytes in row-major order, without a copy where they lie so already."""
     if isinstance(tensor, RawTensor):
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in _SENT:
             raise ValueError(
                 f"a RawTensor of {tensor.dtype!r} cannot be sent: its dtype is one of {', '.join(_DTYPES)}"
             )
@@ -116,7 +119,7 @@ def _entries_json(tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> str:
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape, start=_DTYPES[dtype].itemsize)
+    return math.prod(shape, start=_SENT[dtype].itemsize)
 
 
 def decode(body: memoryview) -> tuple[dict[str, Array], dict[str, str]]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 from urllib.parse import quote
 
-from optimd._core import SessionCore, Tensors, session_path
+from optimd._core import SessionCore, session_path
+from optimd._description import Description
 from optimd._documents import Page, json_text, query, read_json, read_page
 from optimd._exchange import JSON, SAFETENSORS, Operation, Request
 from optimd._retry import Retry, ask
 from optimd._safetensors import encode
 from optimd.errors import MalformedReply
-from optimd.models import OptimizerInfo, SessionInfo, SessionStatus
-
-TensorSpecs: TypeAlias = Mapping[str, Sequence[int]] | Sequence[Mapping[str, Any]]
+from optimd.models import Advice, CostInfo, ModelKind, OptimizerInfo, SessionInfo, SessionStatus, TaskFields
 
 
 class ServiceCore:
@@ -23,23 +21,19 @@ class ServiceCore:
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
 
-    def create_session(
-        self,
-        optimizer: str | Mapping[str, Any],
-        hyperparameters: Mapping[str, Any],
-        tensors: TensorSpecs | None,
-        params: Tensors | None,
-        description: Mapping[str, Any],
-    ) -> Operation[SessionCore]:
-        chosen = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
-        document = {"optimizer": chosen | dict(hyperparameters), "tensors": _tensor_list(tensors), **description}
-        session = json_text({name: value for name, value in document.items() if value is not None})
-        if params is None:
+    def create_session(self, description: Description) -> Operation[SessionCore]:
+        session = json_text(description.document)
+        if description.params is None:
             body, kind = [session], JSON
         else:
-            body, kind = encode(params, {"session": bytes(session).decode()}), SAFETENSORS
+            body, kind = encode(description.params, {"session": bytes(session).decode()}), SAFETENSORS
         headers = {"content-type": kind, "accept": JSON}
         return (yield from self._session(Request("POST", "/v1/sessions", headers, body, repeatable=False)))
+
+    def cost(self, description: Description) -> Operation[CostInfo]:
+        body = [json_text(description.without_weights())]
+        request = Request("POST", "/v1/cost", {"content-type": JSON, "accept": JSON}, body)
+        return cast("CostInfo", read_json((yield from ask(request, self._retry))))
 
     def session(self, session_id: str) -> Operation[SessionCore]:
         return (yield from self._session(_get(session_path(session_id))))
@@ -56,6 +50,11 @@ class ServiceCore:
         target = "/v1/optimizers/" + quote(name, safe="")
         return cast("OptimizerInfo", read_json((yield from ask(_get(target), self._retry))))
 
+    def advice(self, model: ModelKind, parameters: int, task: TaskFields) -> Operation[Advice]:
+        body = [json_text({"model": model, "parameters": parameters, **task})]
+        request = Request("POST", "/v1/advice", {"content-type": JSON, "accept": JSON}, body)
+        return cast("Advice", read_json((yield from ask(request, self._retry))))
+
     def health(self) -> Operation[dict[str, Any]]:
         document: dict[str, Any] = read_json((yield from ask(_get("/readyz"), Retry(0))))
         return document
@@ -69,11 +68,3 @@ class ServiceCore:
 
 def _get(target: str) -> Request:
     return Request("GET", target, {"accept": JSON})
-
-
-def _tensor_list(tensors: TensorSpecs | None) -> list[Mapping[str, Any]] | None:
-    if tensors is None:
-        return None
-    if isinstance(tensors, Mapping):
-        return [{"name": name, "shape": list(shape)} for name, shape in tensors.items()]
-    return list(tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from itertools import pairwise
@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from rich.table import Table
 from rich.text import Text
 
-from optimd.models import OptimizerInfo, SessionInfo, Step
+from optimd.models import Advice, OptimizerInfo, Reason, SessionInfo, Step
 
 _BARS = "▁▂▃▄▅▆▇█"
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -55,15 +55,24 @@ def sessions_table(sessions: Iterable[SessionInfo]) -> Table:
     return table
 
 
+_POLICY = ("schedule", "clip", "centralize", "maximize", "accumulate", "loss_scale", "ema", "swa")
+
+
 def facts_table(info: SessionInfo) -> Table:
     table = _table(f"Session {info['id']}", ("field", "value"))
     table.show_header = False
     facts: dict[str, Any] = {key: info.get(key) for key in ("name", "status", "created_at", "step", "etag", "skipped")}
     facts |= {"optimizer": info["optimizer"]["name"], "parameters": f"{info['parameters']:,}"}
     facts |= {"memory": size(info["bytes"]), "nonfinite": info["nonfinite"]}
+    policy = {key: info.get(key) for key in _POLICY}
+    facts |= {key: _said(value) for key, value in policy.items() if value}
     for key, value in facts.items():
         table.add_row(key, plain(value))
     return table
+
+
+def _said(policy: object) -> object:
+    return json.dumps(policy) if isinstance(policy, dict) else policy
 
 
 def groups_table(info: SessionInfo) -> Table:
@@ -76,10 +85,12 @@ def groups_table(info: SessionInfo) -> Table:
 
 
 def tensors_table(info: SessionInfo) -> Table:
-    table = _table("Tensors, in layout order", ("tensor", "shape", "dtype", "group"))
+    table = _table("Tensors, in layout order", ("tensor", "shape", "dtype", "role", "group"))
     for tensor in info.get("tensors", []):
         shape = " × ".join(map(str, tensor["shape"])) or "scalar"
-        table.add_row(*map(plain, (tensor["name"], shape, tensor["dtype"], tensor["group"])))
+        table.add_row(
+            *map(plain, (tensor["name"], shape, tensor["dtype"], tensor.get("role", "trained"), tensor["group"]))
+        )
     return table
 
 
@@ -98,6 +109,31 @@ def hyperparameters_table(info: OptimizerInfo) -> Table:
         table.add_row(*map(plain, (name, json.dumps(default), described.get(name, {}).get("description"))))
     table.caption = plain(info["source"])
     return table
+
+
+def advice_tables(advice: Advice) -> Iterator[Table]:
+    """The choices, why each of them, and what to mind; tables without a row are left out."""
+    columns = ("optimizer", "settings", "schedule", "clip", "groups", "state", "in all")
+    choices = _table("Recommended, the best first", columns, numeric={"state", "in all"})
+    reasons = _table("Why", ("", "reason", "source"))
+    for found in advice["recommendations"]:
+        clip = found["clip"] and _settings(found["clip"])
+        texts = (found["optimizer"], _settings(found["hyperparameters"]), _settings(found["schedule"]), clip)
+        sizes = (size(found["memory"]["state_bytes"]), size(found["memory"]["total_bytes"]))
+        choices.add_row(*map(plain, (*texts, found["groups"] or None, *sizes)))
+        _add_reasons(reasons, found["optimizer"], found["reasons"])
+    warnings = _table("Mind", ("", "warning", "source"))
+    _add_reasons(warnings, "", advice["warnings"])
+    yield from (table for table in (choices, reasons, warnings) if table.row_count)
+
+
+def _add_reasons(table: Table, name: str, reasons: Iterable[Reason]) -> None:
+    for i, reason in enumerate(reasons):
+        table.add_row(*map(plain, ("" if i else name, reason["text"], reason["source"])))
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(value if name == "name" else f"{name} {json.dumps(value)}" for name, value in values.items())
 
 
 _STEP_COLUMNS = ("step", "outcome", "lr", "loss", "grad_norm", "update_norm", "param_norm", "committed")

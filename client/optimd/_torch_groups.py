@@ -94,6 +94,42 @@ def from_json(values: Mapping[str, Any]) -> Values:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
+def direction(groups: Sequence[ParamGroup]) -> bool:
+    """Whether the groups maximize. Raises: ValueError when some do and others do not."""
+    directions = {bool(group.get("maximize")) for group in groups}
+    if len(directions) > 1:
+        raise ValueError("some parameter groups maximize and others do not: a session does either")
+    return directions.pop()
+
+
+def described(groups: Sequence[ParamGroup], buffers: Mapping[str, Tensor], group_names: Sequence[str]) -> list[Values]:
+    """The tensors of a create body. Without ``group_names``, the server finds each one's group."""
+    dtype = dtype_for(groups)
+    names: Sequence[str | None] = group_names or [None] * len(groups)
+    trained = [
+        {"name": name, "shape": list(param.shape), "dtype": dtype, "group": group_name}
+        for group_name, group, of_group in zip(names, groups, tensor_names(groups), strict=True)
+        for name, param in zip(of_group, group["params"], strict=True)
+    ]
+    beside = [
+        {"name": name, "shape": list(tensor.shape), "dtype": dtype, "role": "buffer"}
+        for name, tensor in buffers.items()
+    ]
+    return [*trained, *beside]
+
+
+def split(info: SessionInfo, group: ParamGroup) -> list[ParamGroup]:
+    """One parameter group as the groups that the server has found in it, the session's own first."""
+    found = {tensor["name"]: tensor["group"] for tensor in info.get("tensors", [])}
+    params = named([group])
+    groups = []
+    for group_name, values in sorted(info["hyperparameters"].items(), key=lambda item: item[0] != DEFAULT):
+        members = {name: param for name, param in params.items() if found[name] == group_name}
+        of_group = {"params": list(members.values()), "param_names": list(members)}
+        groups.append({**group, **of_group, **from_json(values)})
+    return groups
+
+
 def changes(wanted: Mapping[str, Values], held: Mapping[str, Mapping[str, Any]]) -> tuple[Values, dict[str, Values]]:
     """What has to be said for a session that holds ``held`` to work by ``wanted``.
 
@@ -116,23 +152,30 @@ def _chosen(values: Values, names: set[str]) -> Values:
     return {name: value for name, value in values.items() if name in names}
 
 
-def match_session(info: SessionInfo, groups: Sequence[ParamGroup]) -> list[str]:
+def match_session(info: SessionInfo, groups: Sequence[ParamGroup], buffers: Mapping[str, Tensor]) -> list[str]:
     """The session's name for each parameter group.
 
-    Raises: ValueError saying how names, shapes or groups differ from the session's.
+    Raises: ValueError saying how names, shapes, roles or groups differ from the session's.
     """
     held = {tensor["name"]: tensor for tensor in info.get("tensors", [])}
-    differences = _differences(
-        {name: tuple(param.shape) for name, param in named(groups).items()},
-        {name: tuple(tensor["shape"]) for name, tensor in held.items()},
-    )
+    of_buffers = {name for name, tensor in held.items() if tensor.get("role") == "buffer"}
+    there = {name: tuple(tensor["shape"]) for name, tensor in held.items()}
+    differences = [
+        *_differences(_shapes(named(groups)), {name: there[name] for name in there if name not in of_buffers}),
+        *(f"buffer {each}" for each in _differences(_shapes(buffers), {name: there[name] for name in of_buffers})),
+        *(f"{name!r} is frozen there" for name, tensor in held.items() if tensor.get("role") == "frozen"),
+    ]
     if differences:
         raise ValueError(f"the parameters are not those of session {info['id']}: {'; '.join(differences)}")
-    found = [{held[name]["group"] for name in of_group} for of_group in tensor_names(groups)]
+    found = [{held[name]["group"] or DEFAULT for name in of_group} for of_group in tensor_names(groups)]
     if any(len(of_group) > 1 for of_group in found) or len(set().union(*found)) < len(found):
-        there = {group: [name for name in held if held[name]["group"] == group] for group in info["hyperparameters"]}
-        raise ValueError(f"the parameter groups are not those of session {info['id']}, which are {there}")
+        own = {group: [name for name in held if held[name]["group"] == group] for group in info["hyperparameters"]}
+        raise ValueError(f"the parameter groups are not those of session {info['id']}, which are {own}")
     return [of_group.pop() for of_group in found]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
+from optimd._torch_buffers import LocalBuffers
 from optimd._torch_groups import (
     DEFAULT,
     ParamGroup,
     Values,
     changes,
-    dtype_for,
+    described,
+    direction,
     hyperparameters,
     match_session,
     named,
-    tensor_names,
+    split,
 )
-from optimd._torch_weights import LocalWeights, Wire
-from optimd.models import Receipt, StateDict
+from optimd._torch_weights import Gradient, LocalWeights
+from optimd.models import Averaged, Receipt, StateDict
 from optimd.session import Session
 
 
@@ -31,49 +34,88 @@ class BoundSession:
     Args:
       session: its tensors are the groups' parameters.
       group_names: the session's name for each of ``groups``.
+      buffers: its tensors that are not trained.
       begun: whether it holds weights that count; before, nobody else knows of it.
 
     Attributes:
+      groups: of parameters, as the session has them.
       params: tensor name → parameter, in the order of the groups.
     """
 
-    def __init__(self, session: Session, group_names: Sequence[str], groups: Sequence[ParamGroup], begun: bool) -> None:
+    def __init__(
+        self,
+        session: Session,
+        group_names: Sequence[str],
+        groups: list[ParamGroup],
+        buffers: LocalBuffers,
+        begun: bool,
+    ) -> None:
         self.session = session
+        self.groups = groups
+        self.group_names = group_names
         self.params = named(groups)
         self.begun = begun
-        self._group_names = group_names
+        self._buffers = buffers
         self._etag = session.etag
         double = session.info["tensors"][0]["dtype"] == "F64"
         self._weights = LocalWeights(self.params, np.float64 if double else np.float32)
 
     @classmethod
     def create(
-        cls, create_session: Callable[..., Session], optimizer: str, groups: Sequence[ParamGroup], known: Sequence[str]
+        cls,
+        create_session: Callable[..., Session],
+        optimizer: str,
+        groups: list[ParamGroup],
+        known: Sequence[str],
+        buffers: LocalBuffers,
     ) -> BoundSession:
         """Create a session without weights; the first group's hyperparameters are those of the session as a whole."""
         names = [DEFAULT, *(f"group{i}" for i in range(1, len(groups)))]
-        dtype = dtype_for(groups)
-        tensors = [
-            {"name": name, "shape": list(param.shape), "dtype": dtype, "group": group_name}
-            for group_name, group, of_group in zip(names, groups, tensor_names(groups), strict=True)
-            for name, param in zip(of_group, group["params"], strict=True)
-        ]
         base, *own = (hyperparameters(group, known) for group in groups)
-        declared = [{"name": name, **values} for name, values in zip(names[1:], own, strict=True)]
-        session = create_session({"name": optimizer, **base}, tensors=tensors, groups=declared)
-        return cls(session, names, groups, begun=False)
+        session = create_session(
+            {"name": optimizer, **base},
+            tensors=described(groups, buffers.tensors, names),
+            groups=[{"name": name, **values} for name, values in zip(names[1:], own, strict=True)],
+            maximize=direction(groups) or None,
+        )
+        return cls(session, names, groups, buffers, begun=False)
 
     @classmethod
-    def attach(cls, session: Session, groups: Sequence[ParamGroup]) -> BoundSession:
-        """Bind a session that exists. Raises: ValueError when it is of other parameters or groups."""
-        return cls(session, match_session(session.info, groups), groups, begun=True)
+    def create_by(
+        cls,
+        recipe: str,
+        create_session: Callable[..., Session],
+        optimizer: str,
+        group: ParamGroup,
+        known: Sequence[str],
+        buffers: LocalBuffers,
+    ) -> BoundSession:
+        """Create a session without weights whose groups the server makes of one; `groups` has them then."""
+        session = create_session(
+            {"name": optimizer, **hyperparameters(group, known)},
+            tensors=described([group], buffers.tensors, []),
+            groups=recipe,
+            maximize=direction([group]) or None,
+        )
+        groups = split(session.info, group)
+        return cls(session, match_session(session.info, groups, buffers.tensors), groups, buffers, begun=False)
+
+    @classmethod
+    def attach(cls, session: Session, groups: list[ParamGroup], buffers: LocalBuffers) -> BoundSession:
+        """Bind a session that exists. Raises: ValueError when it is of other tensors or groups."""
+        return cls(session, match_session(session.info, groups, buffers.tensors), groups, buffers, begun=True)
+
+    @property
+    def maximizes(self) -> bool:
+        """Whether the session steps along the gradient."""
+        return bool(self.session.info.get("maximize"))
 
     def held(self) -> list[Mapping[str, Any]]:
         """The session's hyperparameters for each parameter group."""
-        return [self.session.info["hyperparameters"][name] for name in self._group_names]
+        return [self.session.info["hyperparameters"][name] for name in self.group_names]
 
     def step(
-        self, grads: Mapping[str, Wire], wanted: Sequence[Values], loss: float | None, num_examples: int | None
+        self, grads: Mapping[str, Gradient], wanted: Sequence[Values], loss: float | None, num_examples: int | None
     ) -> Receipt:
         """Step by the hyperparameters ``wanted`` of each group, from the weights that the parameters now hold."""
         if self._weights.edited:
@@ -82,6 +124,7 @@ class BoundSession:
         base, own = self._changes(wanted)
         result = self.session.step(
             grads,
+            buffers=self._buffers.on_wire(),
             loss=loss,
             num_examples=num_examples,
             hyperparameters={**base, "groups": own} if own else base,
@@ -92,7 +135,7 @@ class BoundSession:
         return result.receipt
 
     def _changes(self, wanted: Sequence[Values]) -> tuple[Values, dict[str, Values]]:
-        return changes(dict(zip(self._group_names, wanted, strict=True)), self.session.info["hyperparameters"])
+        return changes(dict(zip(self.group_names, wanted, strict=True)), self.session.info["hyperparameters"])
 
     def _received(self) -> None:
         self._weights.received()
@@ -100,15 +143,20 @@ class BoundSession:
 
     def push_weights(self, if_match: str | None = None) -> None:
         """Put the parameters in place of the session's weights."""
-        self.session.put_params(self._weights.on_wire(), if_match=if_match)
+        self.session.put_params({**self._weights.on_wire(), **self._buffers.on_wire()}, if_match=if_match)
         self._weights.settle()
         self._etag = self.session.etag
         self.begun = True
 
     def pull_weights(self) -> None:
-        """Put the session's weights in place of the parameters."""
-        self.session.pull(out=self._weights.targets())
+        """Put the session's weights and buffers in place of the local ones."""
+        received = self.session.pull(out=self._weights.targets())
         self._received()
+        self._buffers.take(received)
+
+    def averaged(self, weights: Averaged) -> AbstractContextManager[None]:
+        """Put an average of the session's weights in place of the parameters for a while."""
+        return self._weights.replaced(self.session.pull(weights=weights))
 
     def set_hyperparameters(self, wanted: Sequence[Values]) -> None:
         """Make the session's hyperparameters those ``wanted`` of each group."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -11,10 +12,12 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from optimd._rows import RowGradient
 from optimd._safetensors import Array, RawTensor
 
 MissingGrad: TypeAlias = Literal["error", "zero"]
 Wire: TypeAlias = Array | RawTensor
+Gradient: TypeAlias = Wire | RowGradient
 
 WIRE_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
@@ -30,17 +33,20 @@ def on_wire(tensor: Tensor) -> Wire:
     return here.numpy()
 
 
-def gradients(params: Mapping[str, Tensor], missing: MissingGrad) -> dict[str, Wire]:
+def gradients(params: Mapping[str, Tensor], missing: MissingGrad, by_rows: bool = False) -> dict[str, Gradient]:
     """The gradient of every parameter; empty when no parameter has one.
+
+    Args:
+      by_rows: the optimizer takes sparse gradients, as nn.Embedding(sparse=True) has them.
 
     Raises: RuntimeError naming the parameter whose gradient is sparse, or missing where ``missing`` is "error".
     """
     if all(param.grad is None for param in params.values()):
         return {}
-    return {name: _gradient(name, param, missing) for name, param in params.items()}
+    return {name: _gradient(name, param, missing, by_rows) for name, param in params.items()}
 
 
-def _gradient(name: str, param: Tensor, missing: MissingGrad) -> Wire:
+def _gradient(name: str, param: Tensor, missing: MissingGrad, by_rows: bool) -> Gradient:
     grad = param.grad
     if grad is None:
         if missing == "zero":
@@ -49,11 +55,15 @@ def _gradient(name: str, param: Tensor, missing: MissingGrad) -> Wire:
             f"the parameter {name!r} has no gradient, and a step takes one of every parameter: leave it out of the "
             "optimizer if it is not trained, or pass missing_grad='zero' to send zeros for it"
         )
-    if grad.layout is not torch.strided:
-        raise RuntimeError(
-            f"the gradient of {name!r} is sparse, and a step takes dense ones: make its layer with sparse=False"
-        )
-    return on_wire(grad)
+    if grad.layout is torch.strided:
+        return on_wire(grad)
+    if by_rows and grad.layout is torch.sparse_coo and (grad.sparse_dim(), grad.dense_dim()) == (1, 1):
+        rows = grad.coalesce()  # no more rows than the tensor has, whatever the batch looked up twice
+        return RowGradient(rows.indices()[0].cpu().numpy(), on_wire(rows.values()))
+    raise RuntimeError(
+        f"the gradient of {name!r} is sparse, and this optimizer takes dense ones: make its layer with sparse=False, "
+        "or take sparse_adam, which takes rows of tables"
+    )
 
 
 class LocalWeights:
@@ -95,6 +105,28 @@ class LocalWeights:
         # Written behind autograd's back: a backward pass through the old weights must fail, as it does locally.
         increment_version([place.memory for place in self._places.values() if not place.staged])
         self.settle()
+
+    @contextmanager
+    def replaced(self, by: Mapping[str, Array]) -> Iterator[None]:
+        """Let the parameters hold other weights for a while; they agree with the server afterwards if they did before.
+
+        Args:
+          by: tensor name → weights; names of other tensors are passed over.
+        """
+        agreed = not self.edited
+        kept = {name: place.param.detach().clone() for name, place in self._places.items()}
+        self._write({name: torch.from_numpy(by[name]) for name in self._places})
+        try:
+            yield
+        finally:
+            self._write(kept)
+            if agreed:
+                self.settle()
+
+    def _write(self, weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, place in self._places.items():
+                place.param.copy_(weights[name])
 
     def settle(self) -> None:
         """Take note that the parameters, as they are now, agree with the server."""

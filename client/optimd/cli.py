@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -17,11 +18,12 @@ import optimd
 from optimd import _tables as tables
 from optimd.client import Client
 from optimd.errors import ConnectionFailed, NotFound, OptimdError
-from optimd.models import SessionStatus, Step
+from optimd.models import ModelKind, SessionStatus, Step, Symptom, TaskFields, WireDtype
 from optimd.session import Session
 
 _PAGE_ROWS = 1000
 _POLL_S = 1.0
+_SYMPTOMS = ", ".join(get_args(Symptom))
 
 
 class _Commands(TyperGroup):
@@ -122,6 +124,42 @@ def optimizers(
         _console().print(tables.optimizers_table(ctx.obj.optimizers()))
     else:
         _console().print(tables.hyperparameters_table(ctx.obj.optimizer(name)))
+
+
+@app.command()
+def advice(
+    ctx: typer.Context,
+    *,
+    model: Annotated[ModelKind, typer.Option(help="The kind of model.", show_default=False)],
+    parameters: Annotated[int, typer.Option(help="How many are trained.", show_default=False)],
+    examples: Annotated[int | None, typer.Option(help="In the training data.", show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="Planned updates.", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="In place of --steps.", show_default=False)] = None,
+    memory_bytes: Annotated[int | None, typer.Option(help="Room for the state.", show_default=False)] = None,
+    precision: Annotated[WireDtype | None, typer.Option(help="Of the gradients.", show_default=False)] = None,
+    symptom: Annotated[
+        list[str] | None, typer.Option(help=f"Seen in training; each of {_SYMPTOMS}.", show_default=False)
+    ] = None,
+    fine_tuning: Annotated[bool, typer.Option("--fine-tuning", help="From trained weights.")] = False,
+    sparse: Annotated[bool, typer.Option("--sparse", help="Most gradients are zero.")] = False,
+    noisy_labels: Annotated[bool, typer.Option("--noisy-labels", help="Many labels are wrong.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+) -> None:
+    """Recommend optimizers for a training task, with settings, memory and reasons."""
+    data = _given(examples=examples, sparse=sparse or None, noisy_labels=noisy_labels or None)
+    said = _given(batch_size=batch_size, steps=steps, epochs=epochs, memory_bytes=memory_bytes, precision=precision)
+    said |= _given(fine_tuning=fine_tuning or None, symptoms=symptom or None, data=data or None)
+    found = ctx.obj.advice(model, parameters, **cast("TaskFields", said))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        for table in tables.advice_tables(found):
+            _console().print(table)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import httpx
 
-from optimd._core import Tensors
+from optimd._description import Description, describe, takes
 from optimd._drive import AsyncDriver, Driver
 from optimd._httpx import AsyncHttpxTransport
 from optimd._retry import Retry
-from optimd._service import ServiceCore, TensorSpecs
+from optimd._service import ServiceCore
 from optimd._settings import Settings
 from optimd._transport import transport_for
-from optimd.models import OptimizerInfo, SessionInfo, SessionStatus
-from optimd.session import AsyncSession, Session
+from optimd.async_session import AsyncSession
+from optimd.models import Advice, CostInfo, ModelKind, OptimizerInfo, SessionInfo, SessionStatus, TaskFields
+from optimd.session import Session
 
 
 class Client:
@@ -49,39 +50,27 @@ class Client:
         self._transport = transport_for(settings, transport)
         self._run = Driver(self._transport)
 
-    def create_session(
-        self,
-        optimizer: str | Mapping[str, Any],
-        *,
-        tensors: TensorSpecs | None = None,
-        params: Tensors | None = None,
-        name: str | None = None,
-        groups: Sequence[Mapping[str, Any]] | None = None,
-        nonfinite: str | None = None,
-        seed: int | None = None,
-        storage: Mapping[str, Any] | None = None,
-        durability: str | None = None,
-        **hyperparameters: Any,
-    ) -> Session:
+    @takes(describe)
+    def create_session(self, description: Description) -> Session:
         """Create a session from tensors to be initialised by the server, or from weights.
 
-        Args:
-          optimizer: its name in the catalogue, or a mapping of name and hyperparameters.
-          tensors: tensor name → shape, or the HTTP reference's list of `{"name", "shape", "init", …}`.
-          params: tensor name → weights.
-          groups: hyperparameters of their own for some tensors: `[{"match": ["*.bias"], "weight_decay": 0}]`.
-          nonfinite: "reject" (default), "skip" or "zero": what to do with a gradient that is not finite.
-          seed: of the server's initialisers.
-          storage, durability, name: as in the HTTP reference.
-          hyperparameters: such as `lr=1e-3`; the optimizer's defaults for the rest.
+        Args: those of `optimd._description.describe`, which explains each. A hyperparameter is a keyword argument or,
+          whatever its name, a member of ``optimizer``.
 
         Raises: InvalidHyperparameter, InvalidField, OptimizerNotFound, InsufficientMemory. It is sent again only
           when nothing was sent at all, so that a lost reply cannot leave two sessions.
         """
-        description: dict[str, Any] = {"name": name, "groups": groups, "nonfinite": nonfinite, "seed": seed}
-        description |= {"storage": storage, "durability": durability}
-        core = self._run(self._core.create_session(optimizer, hyperparameters, tensors, params, description))
-        return Session(core, self._run)
+        return Session(self._run(self._core.create_session(description)), self._run)
+
+    @takes(describe)
+    def cost(self, description: Description) -> CostInfo:
+        """What a session of this description would hold in memory; nothing is created, and no weights are sent.
+
+        Args: those of `create_session`.
+
+        Raises: InvalidHyperparameter, InvalidField.
+        """
+        return self._run(self._core.cost(description))
 
     def session(self, session_id: str) -> Session:
         """The session of that id. Raises: SessionNotFound."""
@@ -98,6 +87,18 @@ class Client:
     def optimizer(self, name: str) -> OptimizerInfo:
         """One optimizer of the catalogue. Raises: OptimizerNotFound."""
         return self._run(self._core.optimizer(name))
+
+    def advice(self, model: ModelKind, parameters: int, **task: Unpack[TaskFields]) -> Advice:
+        """Which optimizer to take for a task, with which settings, and why.
+
+        Args:
+          model: its kind.   parameters: how many of them are trained.
+          task: what else is known, such as `batch_size=256, steps=10_000, symptoms=["diverges"]`; each makes the
+            advice more exact.
+
+        Raises: InvalidField.
+        """
+        return self._run(self._core.advice(model, parameters, task))
 
     def health(self) -> dict[str, Any]:
         """What `/readyz` says, asked once. Raises: ProblemError when the server is not ready."""
@@ -134,24 +135,13 @@ class AsyncClient:
         self._transport = AsyncHttpxTransport(settings, transport)
         self._run = AsyncDriver(self._transport)
 
-    async def create_session(
-        self,
-        optimizer: str | Mapping[str, Any],
-        *,
-        tensors: TensorSpecs | None = None,
-        params: Tensors | None = None,
-        name: str | None = None,
-        groups: Sequence[Mapping[str, Any]] | None = None,
-        nonfinite: str | None = None,
-        seed: int | None = None,
-        storage: Mapping[str, Any] | None = None,
-        durability: str | None = None,
-        **hyperparameters: Any,
-    ) -> AsyncSession:
-        description: dict[str, Any] = {"name": name, "groups": groups, "nonfinite": nonfinite, "seed": seed}
-        description |= {"storage": storage, "durability": durability}
-        core = await self._run(self._core.create_session(optimizer, hyperparameters, tensors, params, description))
-        return AsyncSession(core, self._run)
+    @takes(describe)
+    async def create_session(self, description: Description) -> AsyncSession:
+        return AsyncSession(await self._run(self._core.create_session(description)), self._run)
+
+    @takes(describe)
+    async def cost(self, description: Description) -> CostInfo:
+        return await self._run(self._core.cost(description))
 
     async def session(self, session_id: str) -> AsyncSession:
         return AsyncSession(await self._run(self._core.session(session_id)), self._run)
@@ -164,6 +154,9 @@ class AsyncClient:
 
     async def optimizer(self, name: str) -> OptimizerInfo:
         return await self._run(self._core.optimizer(name))
+
+    async def advice(self, model: ModelKind, parameters: int, **task: Unpack[TaskFields]) -> Advice:
+        return await self._run(self._core.advice(model, parameters, task))
 
     async def health(self) -> dict[str, Any]:
         return await self._run(self._core.health())

@@ -7,7 +7,7 @@ still there to be read; what is read at every step is a frozen dataclass.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal, NotRequired, Self, TypedDict
 
@@ -15,16 +15,19 @@ from optimd._safetensors import Array
 from optimd.errors import MalformedReply
 
 WireDtype = Literal["f32", "bf16", "f16", "f64"]
+Averaged = Literal["ema", "swa", "eval"]
+"""Weights in place of the current ones: a session's averages, and those that its optimizer is to be evaluated at."""
 SessionStatus = Literal["live", "lost", "all"]
 
 
 class TensorInfo(TypedDict):
-    """One tensor of a session."""
+    """One tensor of a session; `group` is None unless its role is "trained"."""
 
     name: str
     shape: list[int]
     dtype: str
-    group: str
+    group: str | None
+    role: NotRequired[Literal["trained", "buffer", "frozen"]]
     init: NotRequired[dict[str, Any]]
 
 
@@ -42,12 +45,22 @@ class SessionInfo(TypedDict):
     step: int
     etag: str
     skipped: int
+    loss_scale_now: float | None
     parameters: int
     bytes: int
     optimizer: dict[str, Any]
     groups: list[dict[str, Any]]
     hyperparameters: dict[str, dict[str, Any]]
     nonfinite: Literal["reject", "skip", "zero"]
+    schedule: NotRequired[dict[str, Any] | None]
+    clip: NotRequired[dict[str, Any] | None]
+    centralize: NotRequired[bool]
+    maximize: NotRequired[bool]
+    accumulate: NotRequired[dict[str, Any] | None]
+    loss_scale: NotRequired[dict[str, Any] | None]
+    ema: NotRequired[dict[str, Any] | None]
+    swa: NotRequired[dict[str, Any] | None]
+    state_dtype: NotRequired[str]
     tensors: NotRequired[list[TensorInfo]]
 
 
@@ -60,7 +73,126 @@ class OptimizerInfo(TypedDict):
     defaults: dict[str, Any]
     state: list[str]
     bytes_per_parameter: float
+    takes_rows: NotRequired[bool]
     source: str
+
+
+ModelKind = Literal[
+    "mlp",
+    "linear",
+    "cnn",
+    "resnet",
+    "vision_transformer",
+    "transformer_encoder",
+    "language_model",
+    "diffusion",
+    "gan",
+    "recommender",
+    "rnn",
+    "reinforcement_learning",
+]
+Symptom = Literal[
+    "loss_spikes",
+    "diverges",
+    "nan_gradients",
+    "plateau",
+    "slow_start",
+    "overfits",
+    "oscillates",
+    "vanishing_gradients",
+    "exploding_gradients",
+    "generalises_poorly",
+]
+
+
+class TaskData(TypedDict, total=False):
+    """What is known of a task's data: how many `examples`, whether gradients are `sparse` and labels noisy."""
+
+    examples: int
+    sparse: bool
+    noisy_labels: bool
+
+
+class TaskFields(TypedDict, total=False):
+    """What may be said of a training task beside its kind of model and its size.
+
+    `memory_bytes` is the room for the optimizer's state; `steps`, or `epochs` with `batch_size` and the data's
+    `examples`, say how long training takes.
+    """
+
+    data: TaskData
+    batch_size: int
+    steps: int
+    epochs: int
+    memory_bytes: int
+    fine_tuning: bool
+    precision: WireDtype
+    symptoms: list[Symptom]
+
+
+class Reason(TypedDict):
+    """Why, and the paper or page that shows it; None for what follows from the task alone."""
+
+    text: str
+    source: str | None
+
+
+class AdviceMemory(TypedDict):
+    """`bytes_per_parameter` and `state_bytes` are of the state, `total_bytes` of weights, gradients and state."""
+
+    bytes_per_parameter: float
+    state_bytes: int
+    total_bytes: int
+
+
+class Recommendation(TypedDict):
+    """One choice; `optimizer` with `hyperparameters`, `groups`, `schedule` and `clip` are a create body's fields."""
+
+    optimizer: str
+    hyperparameters: dict[str, Any]
+    groups: Literal["no_decay"] | list[dict[str, Any]]
+    schedule: dict[str, Any]
+    clip: dict[str, float] | None
+    memory: AdviceMemory
+    score: float
+    reasons: list[Reason]
+
+
+class Advice(TypedDict):
+    """Choices, the best first; without any, `needed_bytes` is the least room for state that would allow one."""
+
+    recommendations: list[Recommendation]
+    warnings: list[Reason]
+    needed_bytes: int | None
+
+
+class CostInfo(TypedDict):
+    """What a session would hold in memory; `state` is bytes by buffer, `bytes` all of it together."""
+
+    optimizer: str
+    parameters: int
+    trained_parameters: int
+    weights_bytes: int
+    grads_bytes: int
+    state_bytes: int
+    state: dict[str, int]
+    bytes: int
+    state_bytes_per_parameter: float
+
+
+class ExchangeReport(TypedDict):
+    """What became of a session's state when it was given another optimizer.
+
+    `carried` maps buffers of the new optimizer to those of the old that they began as; `dropped` are buffers that
+    nothing came of, and `dropped_hyperparameters`, as `group.name`, what the new optimizer does not have.
+    """
+
+    step: int
+    etag: str
+    optimizer: str
+    carried: dict[str, str]
+    dropped: list[str]
+    dropped_hyperparameters: list[str]
 
 
 class Event(TypedDict):
@@ -78,12 +210,14 @@ class Receipt:
     """What one push did. Norms are 2-norms over all tensors of the session; None where not a finite number.
 
     Attributes:
-      step: which step this is, from 1; unchanged when the push was skipped.
+      step: which step this is, from 1; unchanged when the push was no step.
       base_step: the step whose weights it was applied to.
+      outcome: "applied"; "buffered" while more pushes must come before a step; "skipped_nonfinite".
       lr: the session's learning rate as used in this step; a group's own is in its hyperparameters.
       grad_norm: of all gradients, before clipping.   clip_scale: what they were multiplied by.
       update_norm: of new weights − old weights.   param_norm: of the new weights.
       durable_step: the newest step that a crash now would not lose.
+      loss_scale: what the next loss is to be multiplied by; None without loss scaling.
       duplicate: True when this receipt was given before, so that nothing was done this time.
     """
 
@@ -98,6 +232,7 @@ class Receipt:
     update_norm: float | None
     param_norm: float | None
     durable_step: int
+    loss_scale: float | None = None
     duplicate: bool = False
 
     @classmethod
@@ -107,7 +242,7 @@ class Receipt:
         Raises: MalformedReply when one is missing.
         """
         try:
-            return cls(**{field.name: document[field.name] for field in fields(cls) if field.name in document})
+            return cls(**{each.name: document[each.name] for each in fields(cls) if each.name in document})
         except (TypeError, ValueError) as error:
             raise MalformedReply(f"The reply's {cls.__name__.lower()} cannot be read: {error}.") from error
 
@@ -142,8 +277,10 @@ class StateDict:
       optimizer: its name in the catalogue.
       step: how many updates the moments have seen; torch's per-parameter `step`.
       tensors: `<tensor>.<buffer>` → array. A momentum buffer that has not started is absent.
+      numbers: group → name → what the optimizer remembers of the group beside its buffers, such as `mu_product`.
     """
 
     optimizer: str
     step: int
     tensors: dict[str, Array]
+    numbers: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsFloat
 
-from optimd._core import TRACKED, IfMatch, Pull, SessionCore, Tensors, step_metadata
-from optimd._drive import AsyncDriver, Driver
+from optimd._core import (
+    TRACKED,
+    UNCHANGED,
+    IfMatch,
+    Pull,
+    SessionCore,
+    Switched,
+    pushed,
+    session_changes,
+    step_metadata,
+)
+from optimd._description import Tensors
+from optimd._drive import Driver
+from optimd._handle import Handle
+from optimd._rows import Gradients
 from optimd._safetensors import Array
 from optimd._sink import Out
-from optimd.models import Event, Receipt, SessionInfo, StateDict, Step, StepResult, WireDtype
+from optimd.models import Averaged, Event, ExchangeReport, Receipt, SessionInfo, StateDict, Step, StepResult, WireDtype
 
 
-class _Handle:
-    """What a session handle knows without asking."""
-
-    _core: SessionCore
-
-    @property
-    def id(self) -> str:
-        """The session's id on the server."""
-        return self._core.id
-
-    @property
-    def info(self) -> SessionInfo:
-        """The session as the server last described it; `refresh` asks anew."""
-        return self._core.info
-
-    @property
-    def etag(self) -> str | None:
-        """The version that any reply named last, such as "3.0"; a step builds on it unless told otherwise."""
-        return self._core.etag
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id} etag={self.etag}>"
-
-
-class Session(_Handle):
+class Session(Handle):
     """A handle on one session, from `Client.create_session` or `Client.session`.
 
     Tensors are anything `numpy.asarray` takes, or a `RawTensor` for bytes that NumPy has no dtype for (bfloat16).
@@ -51,8 +40,9 @@ class Session(_Handle):
 
     def step(
         self,
-        grads: Tensors,
+        grads: Gradients,
         *,
+        buffers: Tensors | None = None,
         loss: SupportsFloat | None = None,
         num_examples: int | None = None,
         worker: str | None = None,
@@ -65,7 +55,8 @@ class Session(_Handle):
         """Push gradients, step, and pull the new weights, in one round trip that happens once however often retried.
 
         Args:
-          grads: tensor name → gradient, of every tensor of the session.
+          grads: tensor name → gradient, of every tensor that is trained; a RowGradient for some rows of one alone.
+          buffers: tensor name → new value, of every tensor whose role is "buffer"; they are stored with the step.
           loss: recorded beside the step; one that is not finite cannot be written and is left out.
           num_examples, worker: recorded beside the step.
           hyperparameters: for this step alone, such as `{"lr": 0.1, "groups": {"no_decay": {"lr": 0.2}}}`.
@@ -75,18 +66,20 @@ class Session(_Handle):
           key: Idempotency-Key, 1 to 255 visible ASCII characters; by default a fresh one.
           out: tensor name → array to write the new weights into. When the call raises, they may be half written.
 
-        Returns: the receipt, and the weights: views of one newly received buffer, or the arrays of ``out``.
+        Returns: the receipt, and the weights: views of one newly received buffer, or the arrays of ``out``. They are
+          the old ones unless the receipt's outcome is "applied".
 
         Raises: StaleStep when the session has moved past ``if_match``; NonfiniteGradients, TensorMismatch,
           ShapeMismatch, InvalidHyperparameter, KeyReused, SessionLost; ValueError for an unusable ``out``.
         """
         metadata = step_metadata(loss, num_examples, worker, hyperparameters)
-        return self._run(self._core.step(grads, metadata, pull, if_match, key, out))
+        return self._run(self._core.step(pushed(grads, buffers), metadata, pull, if_match, key, out))
 
     def push(
         self,
-        grads: Tensors,
+        grads: Gradients,
         *,
+        buffers: Tensors | None = None,
         loss: SupportsFloat | None = None,
         num_examples: int | None = None,
         worker: str | None = None,
@@ -96,10 +89,15 @@ class Session(_Handle):
     ) -> Receipt:
         """`step` without the weights: the receipt alone."""
         metadata = step_metadata(loss, num_examples, worker, hyperparameters)
-        return self._run(self._core.step(grads, metadata, "none", if_match, key, None)).receipt
+        return self._run(self._core.step(pushed(grads, buffers), metadata, "none", if_match, key, None)).receipt
 
     def pull(
-        self, names: Sequence[str] | None = None, dtype: WireDtype | None = None, out: Out | None = None
+        self,
+        names: Sequence[str] | None = None,
+        dtype: WireDtype | None = None,
+        out: Out | None = None,
+        *,
+        weights: Averaged | None = None,
     ) -> dict[str, Array]:
         """The weights of exactly one step.
 
@@ -107,10 +105,12 @@ class Session(_Handle):
           names: some of the tensors; by default all.
           dtype: on the wire, by default the session's; BF16 is given as float32.
           out: tensor name → array to write into. When the call raises, they may be half written.
+          weights: an average in place of the current ones, "ema" or "swa", or "eval" for those that the optimizer,
+            such as a schedule-free one, is to be evaluated at.
 
         Returns: tensor name → array; a RawTensor in ``out`` is written and not listed.
         """
-        return self._run(self._core.pull(names, dtype, out))
+        return self._run(self._core.pull(names, dtype, out, weights))
 
     def wait(
         self,
@@ -130,9 +130,37 @@ class Session(_Handle):
         """The optimizer state under torch's names."""
         return self._run(self._core.state())
 
-    def put_state(self, state: StateDict, *, if_match: IfMatch = None) -> None:
-        """Set the whole optimizer state; the weights stay. Raises: NonfiniteParams, TensorMismatch, ShapeMismatch."""
-        self._run(self._core.put_state(state, if_match))
+    def put_state(self, state: StateDict, *, if_match: IfMatch = None, strict: bool = True) -> list[str]:
+        """Set the optimizer state; the weights stay.
+
+        Args:
+          strict: the state must be the session's whole; else what it lacks stays, and what is foreign is passed over.
+
+        Returns: names of the tensors that were passed over.
+
+        Raises: NonfiniteParams, TensorMismatch, ShapeMismatch, InvalidField.
+        """
+        return self._run(self._core.put_state(state, if_match, strict))
+
+    def change_optimizer(
+        self, name: str, *, carry: Mapping[str, str] | None = None, if_match: IfMatch = TRACKED, **hyperparameters: Any
+    ) -> ExchangeReport:
+        """Give the session another optimizer from the next step on; the weights stay. `refresh` describes it then.
+
+        State of the same names and shapes is carried over if that is all of the new optimizer's; what groups have of
+        their own stays where the new optimizer has it too.
+
+        Args:
+          carry: further buffers to begin as others of the old optimizer: `{"momentum_buffer": "exp_avg"}`.
+          if_match: as for `step`.
+          hyperparameters: of the session as a whole; the new optimizer's defaults for the rest.
+
+        Returns: what was carried over, and what was dropped.
+
+        Raises: StaleStep, InvalidField, InvalidHyperparameter. It is not sent again when its reply is lost.
+        """
+        wanted = {"name": name, "carry": carry or {}, **hyperparameters}
+        return self._run(self._core.change_optimizer(wanted, if_match))
 
     def update(
         self,
@@ -141,14 +169,19 @@ class Session(_Handle):
         groups: Sequence[Mapping[str, Any]] | None = None,
         name: str | None = None,
         nonfinite: str | None = None,
+        schedule: Switched = UNCHANGED,
+        clip: Switched = UNCHANGED,
     ) -> SessionInfo:
-        """Change hyperparameters, the name or the non-finite policy from the next step on; recorded as an event.
+        """Change hyperparameters, name or policy from the next step on; recorded as an event. None changes nothing.
 
         Args:
           optimizer: such as `{"lr": 0.01}`; holds for every group without an override of its own.
           groups: such as `[{"name": "no_decay", "lr": 0.02}]`.
+          schedule: a new one, which begins now; None ends the one there is.
+          clip: how gradients are clipped; None for not at all.
         """
-        return self._run(self._core.update(optimizer=optimizer, groups=groups, name=name, nonfinite=nonfinite))
+        changes = session_changes(schedule, clip, optimizer=optimizer, groups=groups, name=name, nonfinite=nonfinite)
+        return self._run(self._core.update(changes))
 
     def refresh(self) -> SessionInfo:
         """Ask for the session's description, and track its version."""
@@ -169,89 +202,3 @@ class Session(_Handle):
     def delete(self) -> None:
         """Remove the session, its weights and its history."""
         self._run(self._core.delete())
-
-
-class AsyncSession(_Handle):
-    """`Session` for asyncio: the same calls, awaited; histories are read with `async for`."""
-
-    def __init__(self, core: SessionCore, run: AsyncDriver) -> None:
-        self._core = core
-        self._run = run
-
-    async def step(
-        self,
-        grads: Tensors,
-        *,
-        loss: SupportsFloat | None = None,
-        num_examples: int | None = None,
-        worker: str | None = None,
-        hyperparameters: Mapping[str, Any] | None = None,
-        pull: Pull | None = None,
-        if_match: IfMatch = TRACKED,
-        key: str | None = None,
-        out: Out | None = None,
-    ) -> StepResult:
-        metadata = step_metadata(loss, num_examples, worker, hyperparameters)
-        return await self._run(self._core.step(grads, metadata, pull, if_match, key, out))
-
-    async def push(
-        self,
-        grads: Tensors,
-        *,
-        loss: SupportsFloat | None = None,
-        num_examples: int | None = None,
-        worker: str | None = None,
-        hyperparameters: Mapping[str, Any] | None = None,
-        if_match: IfMatch = TRACKED,
-        key: str | None = None,
-    ) -> Receipt:
-        metadata = step_metadata(loss, num_examples, worker, hyperparameters)
-        return (await self._run(self._core.step(grads, metadata, "none", if_match, key, None))).receipt
-
-    async def pull(
-        self, names: Sequence[str] | None = None, dtype: WireDtype | None = None, out: Out | None = None
-    ) -> dict[str, Array]:
-        return await self._run(self._core.pull(names, dtype, out))
-
-    async def wait(
-        self,
-        timeout_s: float = 30.0,
-        names: Sequence[str] | None = None,
-        dtype: WireDtype | None = None,
-        out: Out | None = None,
-    ) -> dict[str, Array] | None:
-        return await self._run(self._core.wait(timeout_s, names, dtype, out))
-
-    async def put_params(self, params: Tensors, *, if_match: IfMatch = None) -> None:
-        await self._run(self._core.put_params(params, if_match))
-
-    async def state(self) -> StateDict:
-        return await self._run(self._core.state())
-
-    async def put_state(self, state: StateDict, *, if_match: IfMatch = None) -> None:
-        await self._run(self._core.put_state(state, if_match))
-
-    async def update(
-        self,
-        *,
-        optimizer: Mapping[str, Any] | None = None,
-        groups: Sequence[Mapping[str, Any]] | None = None,
-        name: str | None = None,
-        nonfinite: str | None = None,
-    ) -> SessionInfo:
-        return await self._run(self._core.update(optimizer=optimizer, groups=groups, name=name, nonfinite=nonfinite))
-
-    async def refresh(self) -> SessionInfo:
-        return await self._run(self._core.refresh())
-
-    def history(self, after: int = 0, limit: int | None = None) -> AsyncIterator[Step]:
-        return self._run.rows(self._core.history, after, limit)
-
-    async def recorded(self, step: int) -> Step:
-        return await self._run(self._core.recorded(step))
-
-    def events(self, limit: int | None = None) -> AsyncIterator[Event]:
-        return self._run.rows(self._core.events, 0, limit)
-
-    async def delete(self) -> None:
-        await self._run(self._core.delete())

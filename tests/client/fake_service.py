@@ -31,6 +31,23 @@ SGD = {
     "source": "Robbins & Monro 1951",
 }
 
+ADVICE = {
+    "recommendations": [
+        {
+            "optimizer": "sgd",
+            "hyperparameters": {"lr": 0.1, "nesterov": True},
+            "groups": "no_decay",
+            "schedule": {"name": "cosine", "total_steps": 1000},
+            "clip": {"max_norm": 1.0},
+            "memory": {"bytes_per_parameter": 4.0, "state_bytes": 4096, "total_bytes": 12288},
+            "score": 10.0,
+            "reasons": [{"text": "It serves well.", "source": "Robbins & Monro 1951"}],
+        }
+    ],
+    "warnings": [{"text": "adam needs 8192 bytes of state.", "source": None}],
+    "needed_bytes": None,
+}
+
 
 @dataclass
 class Seen:
@@ -90,7 +107,14 @@ class FakeService:
         tensors = [
             {"name": n, "shape": list(a.shape), "dtype": "F32", "group": "default"} for n, a in self.params.items()
         ]
-        facts = {"id": "s1", "name": self.name, "status": "live", "created_at": "2026-01-01T00:00:00Z", "skipped": 0}
+        facts = {
+            "id": "s1",
+            "name": self.name,
+            "status": "live",
+            "created_at": "2026-01-01T00:00:00Z",
+            "skipped": 0,
+            "loss_scale_now": None,
+        }
         figures = {"step": len(self.rows), "etag": self.etag, "parameters": 8, "bytes": 64, "nonfinite": "reject"}
         chosen = {"optimizer": {"name": "sgd", "lr": 0.5}, "groups": [], "hyperparameters": {"default": {"lr": 0.5}}}
         return facts | figures | chosen | {"tensors": tensors}
@@ -120,11 +144,13 @@ class FakeService:
             "PUT S/params": self._put_params,
             "GET S/state": self._state,
             "PUT S/state": self._put_state,
+            "PUT S/optimizer": self._put_state,
             "POST S/steps": self._step,
             "GET S/steps": self._history,
             "GET S/events": lambda _: in_json({"events": [CREATED], "next": None}),
             "GET /optimizers": lambda _: in_json({"optimizers": [SGD]}),
             "GET /optimizers/sgd": lambda _: in_json(SGD),
+            "POST /advice": lambda _: in_json(ADVICE),
             "GET /readyz": lambda _: in_json({"status": "ready", "sessions": 1}),
         }
         call = known.get(f"{seen.method} {route}")
@@ -172,6 +198,7 @@ class FakeService:
         figures = {"lr": 0.5, "loss": float(metadata["loss"]) if "loss" in metadata else None, "grad_norm": 1.0}
         receipt = {"session": "s1", "step": len(self.rows) + 1, "base_step": len(self.rows), "outcome": "applied"}
         receipt |= figures | {"clip_scale": 1.0, "update_norm": 0.5, "param_norm": None, "durable_step": 0}
+        receipt |= {"loss_scale": None}
         said = {"num_examples": None, "worker": metadata.get("worker"), "hyperparameters": None}
         self.rows.append(receipt | {"duplicate": False} | said | {"committed_at": "2026-01-01T00:00:00Z"})
         self.keys[key] = receipt

@@ -147,6 +147,26 @@ def test_history_follows_the_cursor_to_the_end(session: optimd.Session) -> None:
 def test_update_sends_only_what_is_given(session: optimd.Session, service: FakeService) -> None:
     session.update(optimizer={"lr": 0.1})
     assert json.loads(service.seen[-1].body) == {"optimizer": {"lr": 0.1}}
+    session.update(name="x", schedule=None, clip={"agc": 0.01})
+    assert json.loads(service.seen[-1].body) == {"name": "x", "schedule": None, "clip": {"agc": 0.01}}
+
+
+def test_what_an_optimizer_remembers_travels_with_its_state(session: optimd.Session, service: FakeService) -> None:
+    numbers = {"default": {"mu_product": 0.1}}
+    assert session.put_state(optimd.StateDict("nadam", 3, {}, numbers), strict=False) == []
+    assert service.seen[-1].target.endswith("/state?strict=false")
+    _, metadata = read_safetensors(service.seen[-1].body)
+    assert json.loads(metadata["numbers"]) == numbers
+
+
+def test_an_exchange_whose_answer_was_lost_is_not_sent_again(session: optimd.Session, service: FakeService) -> None:
+    for if_match in (optimd.TRACKED, None):
+        service.planned = [problem("history-unavailable", 503, retry_after="0")]
+        with pytest.raises(errors.HistoryUnavailable):
+            session.change_optimizer("sgd", if_match=if_match, lr=0.1)
+    first, second = service.seen[-2:]
+    assert (first.headers["if-match"], "if-match" in second.headers) == ('"0.0"', False)
+    assert json.loads(first.body) == {"name": "sgd", "carry": {}, "lr": 0.1}
 
 
 def test_a_delete_whose_answer_was_lost_counts_as_done(session: optimd.Session, service: FakeService) -> None:

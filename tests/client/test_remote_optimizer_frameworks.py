@@ -1,10 +1,10 @@
-"""RemoteOptimizer inside Accelerate and Lightning, and every program of docs/frameworks.md."""
+"""RemoteOptimizer inside Accelerate and Lightning, and every program of docs/frameworks.md and docs/sdk.md."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,28 @@ import optimd
 
 Remote = Callable[..., optimd.RemoteOptimizer]
 
-PAGE = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text()
-PROGRAMS = re.findall(r"^## (\w+)|^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def programs() -> list[Any]:
-    heading, found = "", []
-    for title, program in PROGRAMS:
-        heading = title or heading
-        if program:
-            found.append(pytest.param(program, id=f"{heading}-{len(found)}"))
-    return found
+def programs() -> Iterator[Any]:
+    for page in (DOCS / "frameworks.md", DOCS / "sdk.md"):
+        heading = ""
+        for title, program in re.findall(
+            r"^##+ (\w+)|^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
+        ):
+            heading = title or heading
+            if program:
+                yield pytest.param(program, id=f"{page.stem}-{heading}")
 
 
-@pytest.mark.parametrize("program", programs())
+@pytest.mark.parametrize("program", list(programs()))
 @pytest.mark.filterwarnings("ignore:.*num_workers", "ignore:.*dataloader", "ignore:.*log_every_n_steps")
 def test_the_programs_in_the_docs_run(
     server_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str
 ) -> None:
     monkeypatch.setenv("OPTIMD_URL", server_url)
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "docs/frameworks.md", "exec"), {"__name__": "program"})  # noqa: S102 - our own page
+    exec(compile(program, "program", "exec"), {"__name__": "program"})  # noqa: S102 - our own pages
 
 
 def loader() -> DataLoader[Any]:

@@ -197,7 +197,7 @@ def other_groups(saved: dict[str, Any]) -> None:
     ("spoil", "error", "reason"),
     [
         (partly_missing, ValueError, "no step of 'transposed'"),
-        (steps_that_differ, ValueError, "2 steps of 'scale' and 3 of 'transposed'"),
+        (steps_that_differ, ValueError, "step of 2 for 'scale' and of 3 for 'transposed'"),
         (a_buffer_short, errors.TensorMismatch, "transposed.exp_avg"),
         (another_shape, errors.ShapeMismatch, "bias.exp_avg"),
         (another_optimizer, ValueError, "no 'betas'"),

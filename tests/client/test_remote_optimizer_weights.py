@@ -147,7 +147,7 @@ def test_a_missing_gradient_can_be_zeros(remote: Remote) -> None:
 
 def test_a_sparse_gradient_is_refused(remote: Remote) -> None:
     embedding = nn.Embedding(5, 2, sparse=True)
-    opt = remote(embedding.named_parameters(), "sgd")
+    opt = remote(embedding.named_parameters(), "adamw")
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="'weight' is sparse"):
         opt.step()

@@ -1,0 +1,127 @@
+"""A session for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, SupportsFloat
+
+from optimd._core import (
+    TRACKED,
+    UNCHANGED,
+    IfMatch,
+    Pull,
+    SessionCore,
+    Switched,
+    pushed,
+    session_changes,
+    step_metadata,
+)
+from optimd._description import Tensors
+from optimd._drive import AsyncDriver
+from optimd._handle import Handle
+from optimd._rows import Gradients
+from optimd._safetensors import Array
+from optimd._sink import Out
+from optimd.models import Averaged, Event, ExchangeReport, Receipt, SessionInfo, StateDict, Step, StepResult, WireDtype
+
+
+class AsyncSession(Handle):
+    """`Session` for asyncio: the same calls, awaited; histories are read with `async for`."""
+
+    def __init__(self, core: SessionCore, run: AsyncDriver) -> None:
+        self._core = core
+        self._run = run
+
+    async def step(
+        self,
+        grads: Gradients,
+        *,
+        buffers: Tensors | None = None,
+        loss: SupportsFloat | None = None,
+        num_examples: int | None = None,
+        worker: str | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        pull: Pull | None = None,
+        if_match: IfMatch = TRACKED,
+        key: str | None = None,
+        out: Out | None = None,
+    ) -> StepResult:
+        metadata = step_metadata(loss, num_examples, worker, hyperparameters)
+        return await self._run(self._core.step(pushed(grads, buffers), metadata, pull, if_match, key, out))
+
+    async def push(
+        self,
+        grads: Gradients,
+        *,
+        buffers: Tensors | None = None,
+        loss: SupportsFloat | None = None,
+        num_examples: int | None = None,
+        worker: str | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        if_match: IfMatch = TRACKED,
+        key: str | None = None,
+    ) -> Receipt:
+        metadata = step_metadata(loss, num_examples, worker, hyperparameters)
+        return (await self._run(self._core.step(pushed(grads, buffers), metadata, "none", if_match, key, None))).receipt
+
+    async def pull(
+        self,
+        names: Sequence[str] | None = None,
+        dtype: WireDtype | None = None,
+        out: Out | None = None,
+        *,
+        weights: Averaged | None = None,
+    ) -> dict[str, Array]:
+        return await self._run(self._core.pull(names, dtype, out, weights))
+
+    async def wait(
+        self,
+        timeout_s: float = 30.0,
+        names: Sequence[str] | None = None,
+        dtype: WireDtype | None = None,
+        out: Out | None = None,
+    ) -> dict[str, Array] | None:
+        return await self._run(self._core.wait(timeout_s, names, dtype, out))
+
+    async def put_params(self, params: Tensors, *, if_match: IfMatch = None) -> None:
+        await self._run(self._core.put_params(params, if_match))
+
+    async def state(self) -> StateDict:
+        return await self._run(self._core.state())
+
+    async def put_state(self, state: StateDict, *, if_match: IfMatch = None, strict: bool = True) -> list[str]:
+        return await self._run(self._core.put_state(state, if_match, strict))
+
+    async def change_optimizer(
+        self, name: str, *, carry: Mapping[str, str] | None = None, if_match: IfMatch = TRACKED, **hyperparameters: Any
+    ) -> ExchangeReport:
+        wanted = {"name": name, "carry": carry or {}, **hyperparameters}
+        return await self._run(self._core.change_optimizer(wanted, if_match))
+
+    async def update(
+        self,
+        *,
+        optimizer: Mapping[str, Any] | None = None,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        name: str | None = None,
+        nonfinite: str | None = None,
+        schedule: Switched = UNCHANGED,
+        clip: Switched = UNCHANGED,
+    ) -> SessionInfo:
+        changes = session_changes(schedule, clip, optimizer=optimizer, groups=groups, name=name, nonfinite=nonfinite)
+        return await self._run(self._core.update(changes))
+
+    async def refresh(self) -> SessionInfo:
+        return await self._run(self._core.refresh())
+
+    def history(self, after: int = 0, limit: int | None = None) -> AsyncIterator[Step]:
+        return self._run.rows(self._core.history, after, limit)
+
+    async def recorded(self, step: int) -> Step:
+        return await self._run(self._core.recorded(step))
+
+    def events(self, limit: int | None = None) -> AsyncIterator[Event]:
+        return self._run.rows(self._core.events, 0, limit)
+
+    async def delete(self) -> None:
+        await self._run(self._core.delete())
