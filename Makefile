@@ -41,8 +41,9 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench-quick: $(VENV)/.demo ## a small step beside its floor, under two minutes
+bench-quick: $(VENV)/.demo ## a small step beside its floor, and updates beside torch's; under two minutes
 	$(BIN)/python benchmarks/small_step.py
+	$(BIN)/python benchmarks/updates.py
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache examples/out benchmarks/out

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
 
 
 def raw_file(header: Any, payload: bytes = b"", *, length: int | None = None) -> bytes:
