@@ -1,19 +1,22 @@
-"""One update of 25 million float32 parameters, by every element-wise optimizer, beside torch's fused AdamW.
+"""One update of 25 million float32 parameters, by every optimizer as a session runs it, beside torch's fused AdamW.
 
-    python benchmarks/updates.py [--parameters N] [--rounds N] [--threads N] [--optimizers NAME …]
+    python benchmarks/updates.py [--parameters N] [--rounds N] [--threads N] [--optimizers NAME …] [--tensor-wise]
 
 Every optimizer, with its default settings, takes turns with ``torch.optim.AdamW(fused=True).step()`` on as many
-threads, medians over all rounds. Below, AdamW on 2,000 tensors takes turns with AdamW on one tensor of the same total,
-and so does torch's.
+threads, medians over all rounds; ours include the norms of the receipt. Some have a second row with other settings.
+Below, AdamW on 2,000 tensors takes turns with AdamW on one tensor of the same total, and so does torch's. With
+``--tensor-wise`` the optimizers that look at tensors one by one update as many parameters in matrices of 1000 × 1000;
+some take seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +26,29 @@ from rich.table import Table
 from torch import Tensor
 
 from optimd_service.optim.catalogue import OPTIMIZERS
-from optimd_service.optim.flat_group import FlatGroup
-from optimd_service.optim.optimizer import Optimizer
-from optimd_service.optim.update import update_
 from optimd_service.session.arithmetic import Lane
-from optimd_service.types import Layout, TensorSpec
+from optimd_service.session.blueprint import Blueprint
+from optimd_service.session.description import read_description
+from optimd_service.session.updating import update_groups_
+from optimd_service.store.contract import Working
+from optimd_service.types import Buffers, BufferSize
 
 OUT = Path(__file__).parent / "out"
 TENSORS = 2_000
+SIDE = 1_000
+PAUSE_S = 0.02
+# Beside the defaults: optimizer → what the row is called, hyperparameters, fields of the session.
+MORE: dict[str, list[tuple[str, dict[str, Any], dict[str, Any]]]] = {
+    "sgd": [("sgd, momentum", {"momentum": 0.9}, {})],
+    "adam": [("adam, amsgrad", {"amsgrad": True}, {})],
+    "adamw": [
+        ("adamw, bf16 gradients", {}, {"grad_dtype": "BF16"}),
+        ("adamw, bf16 state", {}, {"state_dtype": "bf16"}),
+        ("adamw, 8bit state", {}, {"state_dtype": "8bit"}),
+    ],
+}
 Step = Callable[[], object]
+Shape = tuple[int, ...]
 
 
 class Pair(NamedTuple):
@@ -46,30 +63,53 @@ class Pair(NamedTuple):
         return self.ours_ms / self.beside_ms
 
 
-def our_step(optimizer: Optimizer[Any], shapes: Sequence[int], grads: Tensor, place: Lane) -> Step:
-    """An update of all groups of a layout, as a session's push does it, its clock and its checks aside."""
-    specs = [TensorSpec(f"t{i}", (length,)) for i, length in enumerate(shapes)]
-    layout = Layout.arrange(specs, ["default"], torch.float32)
-    hyper = optimizer.hyperparameters()
-    weights = torch.randn(layout.numel)
-    state = {name: torch.zeros(layout.numel) for name in optimizer.state(hyper)}
-    whole = FlatGroup(weights, grads, state, 0, numbers=dict(optimizer.numbers))
+class Arena:
+    """Flat memory that every update works in: where pages happen to lie decides more than half of a figure.
 
-    def step() -> None:
-        nonlocal whole
-        whole = whole._replace(step=whole.step + 1, fresh=whole.step == 0)
-        for span in layout.groups.values():
-            update_(optimizer, whole.part(*span), hyper, place)
+    Attributes: grads, weights: shape [n].
+    """
 
-    return step
+    def __init__(self, numel: int) -> None:
+        self.grads, self.weights = torch.randn(numel), torch.randn(numel)
+        self._kept: list[Tensor] = []
+
+    def state(self, sizes: Buffers) -> dict[str, Tensor]:
+        """Zeroed buffers; those of float32 the same as for the optimizer before, as far as they go."""
+        plain = [name for name, size in sizes.items() if size == BufferSize(len(self.weights), torch.float32)]
+        self._kept += [torch.zeros_like(self.weights) for _ in range(len(plain) - len(self._kept))]
+        shared = dict(zip(plain, (flat.zero_() for flat in self._kept), strict=False))
+        return shared | {n: torch.zeros(s.numel, dtype=s.dtype) for n, s in sizes.items() if n not in shared}
 
 
-def torch_step(shapes: Sequence[int], grads: Tensor) -> Step:
-    """AdamW by torch's fused kernel, on tensors of these lengths."""
-    weights = [torch.randn(length, requires_grad=True) for length in shapes]
-    for tensor, grad in zip(weights, grads.split(list(shapes)), strict=True):
-        tensor.grad = grad
-    return torch.optim.AdamW(weights, fused=True).step
+def our_step(
+    optimizer: str, hyper: dict[str, Any], fields: dict[str, Any], shapes: Sequence[Shape], arena: Arena, place: Lane
+) -> Step:
+    """An update of all groups of a session, as its push does it once the gradients have arrived and been judged."""
+    tensors = [{"name": f"t{i}", "shape": list(shape)} for i, shape in enumerate(shapes)]
+    description = {"optimizer": {"name": optimizer, **hyper}, "tensors": tensors, **fields}
+    plan = Blueprint.draw(read_description(description), None).plan
+    grads = arena.grads.to(plan.grads.dtype)
+    working = Working(arena.weights, arena.state(plan.buffers), 0, set(), {})
+    return lambda: update_groups_(working, grads, plan, plan.settings.resolved, place)
+
+
+def torch_step(shapes: Sequence[Shape], arena: Arena) -> Step:
+    """AdamW by torch's fused kernel, on tensors of these shapes."""
+    lengths = [math.prod(shape) for shape in shapes]
+    moments = arena.state({name: BufferSize(sum(lengths), torch.float32) for name in ("exp_avg", "exp_avg_sq")})
+    flats = {"params": arena.weights, "grads": arena.grads, **moments}
+    parts = {
+        name: [part.view(shape) for part, shape in zip(flat.split(lengths), shapes, strict=True)]
+        for name, flat in flats.items()
+    }
+    weights = [torch.nn.Parameter(part, requires_grad=True) for part in parts["params"]]
+    optimizer = torch.optim.AdamW(weights, fused=True)
+    for weight, grad, exp_avg, exp_avg_sq in zip(
+        weights, parts["grads"], parts["exp_avg"], parts["exp_avg_sq"], strict=True
+    ):
+        weight.grad = grad
+        optimizer.state[weight] = {"step": torch.zeros(()), "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    return optimizer.step
 
 
 def take_turns(first: Step, second: Step, rounds: int) -> tuple[float, float]:
@@ -78,6 +118,8 @@ def take_turns(first: Step, second: Step, rounds: int) -> tuple[float, float]:
     first(), second()
     for _ in range(rounds):
         for step, times in zip((first, second), taken, strict=True):
+            # torch's threads spin for a while when they have nothing left to do, on cores that the next one needs.
+            time.sleep(PAUSE_S)
             began = time.perf_counter()
             step()
             times.append(1e3 * (time.perf_counter() - began))
@@ -87,29 +129,45 @@ def take_turns(first: Step, second: Step, rounds: int) -> tuple[float, float]:
 def main() -> None:
     """Measure, print two tables, and write benchmarks/out/updates.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    element_wise = [name for name, optimizer in OPTIMIZERS.items() if optimizer.shapes is None]
     parser.add_argument("--parameters", type=int, default=25_000_000)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--optimizers", nargs="*", choices=element_wise, default=element_wise, metavar="NAME")
+    parser.add_argument("--optimizers", nargs="*", choices=list(OPTIMIZERS), default=list(OPTIMIZERS), metavar="NAME")
+    parser.add_argument("--tensor-wise", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    grads = torch.randn(asked.parameters)
-    whole, pieces = [asked.parameters], [asked.parameters // TENSORS] * TENSORS
     place = Lane("benchmark", threads=1, workers=asked.threads)
     try:
-        theirs = torch_step(whole, grads)
-        updates = [
-            Pair(name, *take_turns(our_step(OPTIMIZERS[name], whole, grads, place), theirs, asked.rounds))
-            for name in asked.optimizers
-        ]
-        of_pieces = grads[: sum(pieces)]
-        adamw = (our_step(OPTIMIZERS["adamw"], shapes, of_pieces, place) for shapes in (pieces, [sum(pieces)]))
-        fused = (torch_step(shapes, of_pieces) for shapes in (pieces, [sum(pieces)]))
-        layouts = [Pair("optimd", *take_turns(*adamw, asked.rounds)), Pair("torch", *take_turns(*fused, asked.rounds))]
+        updates = list(measured(asked, place))
+        layouts = list(by_layout(asked, place))
     finally:
         place.close()
     report(asked, updates, layouts)
+
+
+def measured(asked: argparse.Namespace, place: Lane) -> Iterator[Pair]:
+    """Every optimizer asked for, in turns with torch's fused AdamW."""
+    matrices = [(SIDE, SIDE)] * (asked.parameters // SIDE**2)
+    arena = Arena(asked.parameters)
+    for name in asked.optimizers:
+        tensor_wise = OPTIMIZERS[name].shapes is not None
+        if tensor_wise and not asked.tensor_wise:
+            continue
+        shapes: Sequence[Shape] = matrices if tensor_wise else [(asked.parameters,)]
+        for label, hyper, fields in [(name, {}, {}), *MORE.get(name, [])]:
+            ours, theirs = our_step(name, hyper, fields, shapes, arena, place), torch_step(shapes, arena)
+            yield Pair(label, *take_turns(ours, theirs, 3 if tensor_wise else asked.rounds))
+
+
+def by_layout(asked: argparse.Namespace, place: Lane) -> Iterator[Pair]:
+    """Many tensors in turns with one of the same total, ours and torch's."""
+    length = asked.parameters // TENSORS
+    layouts: list[list[Shape]] = [[(length,)] * TENSORS, [(length * TENSORS,)]]
+    arena = Arena(length * TENSORS)
+    ours = [our_step("adamw", {}, {}, shapes, arena, place) for shapes in layouts]
+    yield Pair("optimd", *take_turns(ours[0], ours[1], asked.rounds))
+    theirs = [torch_step(shapes, arena) for shapes in layouts]
+    yield Pair("torch", *take_turns(theirs[0], theirs[1], asked.rounds))
 
 
 def report(asked: argparse.Namespace, updates: Sequence[Pair], layouts: Sequence[Pair]) -> None:

@@ -62,6 +62,7 @@ _ROWS: tuple[Optimizer[Any], ...] = (
         rmsprop.step_,
         "Hinton 2012, lecture 6e; defaults of torch.optim.RMSprop",
         optional_state=("momentum_buffer",),
+        own_scale=frozenset({"momentum_buffer"}),
     ),
     Optimizer(
         "adam",
@@ -143,6 +144,7 @@ _ROWS: tuple[Optimizer[Any], ...] = (
         "You, Gitman & Ginsburg 2017, arXiv:1708.03888; the paper's momentum and trust coefficient",
         optional_state=("momentum_buffer",),
         shapes=lars.shapes,
+        own_scale=frozenset({"momentum_buffer"}),
     ),
     Optimizer(
         "adafactor",
@@ -162,6 +164,7 @@ _ROWS: tuple[Optimizer[Any], ...] = (
         "Jordan et al. 2024, kellerjordan.github.io/posts/muon; defaults of torch.optim.Muon",
         shapes=muon.shapes,
         check=muon.check,
+        own_scale=frozenset({"momentum_buffer"}),
     ),
     Optimizer(
         "soap",
@@ -173,6 +176,7 @@ _ROWS: tuple[Optimizer[Any], ...] = (
         longest=LONGEST_DECOMPOSED,
         shapes=soap.shapes,
         check=soap.check,
+        own_scale=frozenset({"exp_avg", "exp_avg_sq"}),
     ),
     Optimizer(
         "shampoo",
@@ -184,6 +188,7 @@ _ROWS: tuple[Optimizer[Any], ...] = (
         longest=LONGEST_DECOMPOSED,
         shapes=shampoo.shapes,
         check=shampoo.check,
+        own_scale=frozenset({"momentum_buffer"}),
     ),
     Optimizer(
         "adamax",
@@ -238,6 +243,7 @@ _ROWS: tuple[Optimizer[Any], ...] = (
         adan.step_,
         "Xie et al. 2022, arXiv:2208.06677; defaults of the authors' code",
         begin_=adan.begin_,
+        own_scale=frozenset({"exp_avg_sq"}),
     ),
     Optimizer(
         "schedule_free_sgd",
@@ -274,6 +280,7 @@ _ROWS: tuple[Optimizer[Any], ...] = (
         numbers=prodigy.NUMBERS,
         survey_=prodigy.survey_,
         settle=prodigy.settle,
+        own_scale=frozenset({"exp_avg", "exp_avg_sq"}),
     ),
 )
 

@@ -38,6 +38,8 @@ class Optimizer(Generic[H]):
       evaluate_: makes a copy of a group's weights those to evaluate, given its state; None: they are the weights.
       shapes: where ``step_`` takes one tensor after the other: the shapes of its state, from hyperparameters and the
         tensor's shape. None for an element-wise optimizer, whose state has the shape of the weights.
+      own_scale: buffers that mean something else than other optimizers' of the same name: LARS's momentum has lr in it,
+        SOAP's squares are in another basis. They go over to no other optimizer.
       longest: gradients of a larger 2-norm are treated like those that are not finite: matrices of their products could
         not be decomposed, half-way through an update.
       check: refuses, when a session is created, what the optimizer cannot step, from hyperparameters and tensor name →
@@ -61,6 +63,7 @@ class Optimizer(Generic[H]):
     settle: Callable[[H, int, Numbers, tuple[float, ...]], Numbers] | None = None
     evaluate_: Callable[[Tensor, Mapping[str, Tensor], H], None] | None = None
     shapes: Callable[[H, Shape], Mapping[str, Shape]] | None = None
+    own_scale: frozenset[str] = frozenset()
     longest: float = math.inf
     check: Callable[[H, Mapping[str, Shape]], None] | None = None
     takes_rows: Callable[[H], bool] | None = None

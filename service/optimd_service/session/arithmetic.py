@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -26,14 +27,15 @@ class Lane:
 
     Args:
       threads: how many pieces of work run at once.
-      workers: how many threads share the blocks of one; 0 leaves them to the thread that has the work.
+      workers: how many threads share the blocks of one, that which has the work among them.
     """
 
     block = BLOCK
 
     def __init__(self, name: str, *, threads: int, workers: int) -> None:
         self._executor = _executor(f"optimd-{name}", threads)
-        self._workers = _executor(f"optimd-{name}-block", workers) if workers else None
+        self._helpers = workers - 1
+        self._workers = _executor(f"optimd-{name}-block", threads * self._helpers) if workers > 1 else None
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Await ``function(*args)`` in a thread. A cancelled caller still waits: nobody may touch what it writes."""
@@ -57,8 +59,29 @@ class Lane:
             raise
 
     def each(self, function: Callable[[int], R], starts: Iterable[int]) -> Iterable[R]:
-        """``function`` of each start, in their order, shared among the workers."""
-        return map(function, starts) if self._workers is None else self._workers.map(function, starts)
+        """``function`` of each start, in their order, shared among the calling thread and the workers.
+
+        Whatever is raised, nothing runs any more when it is.
+        """
+        wanted = list(starts)
+        if self._workers is None or len(wanted) < 2:
+            return map(function, wanted)
+        results: list[R] = [None] * len(wanted)  # type: ignore[list-item]  # each is there before it is looked at
+        numbers = itertools.count()
+
+        # A thread takes one after the other: handing each over by itself would cost a tenth of the work.
+        def work() -> None:
+            while (number := next(numbers)) < len(wanted):
+                results[number] = function(wanted[number])
+
+        helping = [self._workers.submit(work) for _ in range(min(self._helpers, len(wanted) - 1))]
+        try:
+            work()
+        finally:
+            wait(helping)
+        for future in helping:
+            future.result()
+        return results
 
     def close(self) -> None:
         """Wait for what runs, and end the threads."""
@@ -81,7 +104,7 @@ class Arithmetic:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(1)  # for what is small enough to run where it is called
-        self.small = Lane("small", threads=threads, workers=0)
+        self.small = Lane("small", threads=threads, workers=1)
         self.large = Lane("large", threads=threads, workers=threads)
 
     def lane(self, elements: int) -> Lane:

@@ -24,7 +24,7 @@ class Exchange:
 
     Attributes:
       carried: buffer of the new optimizer → buffer of the old whose elements it takes.
-      keeps_count: the new optimizer's moments have seen as many updates as the old one's.
+      keeps_count: all of the new optimizer's moments come from the old one's, and have seen as many updates.
       lost: hyperparameters of groups that the new optimizer does not have, as `group.name`.
     """
 
@@ -70,7 +70,9 @@ def exchange(plan: Plan, wanted: OptimizerExchange) -> Exchange:
     check_tensors(settings, plan.layout)
     require_state_dtype(settings.optimizer, plan.policy.state_dtype, plan.layout.dtype)
     after = replace(plan, settings=settings)
-    same = {name: name for name in after.pieces if _fits(plan, name, after, name)}
+    same = {
+        name: name for name in after.pieces if _fits(plan, name, after, name) and _means_the_same(plan, name, after)
+    }
     remembers = settings.optimizer.numbers.keys() <= plan.settings.optimizer.numbers.keys()
     whole = remembers and same.keys() == after.pieces.keys()
     for new, old in wanted.carry.items():
@@ -80,11 +82,17 @@ def exchange(plan: Plan, wanted: OptimizerExchange) -> Exchange:
                 f"there are {_listed(after)} to begin from {_listed(plan)}.",
                 field=f"carry.{new[:80]}",
             )
-    return Exchange(plan, after, (same if whole else {}) | wanted.carry, whole, tuple(lost))
+    carried = (same if whole else {}) | wanted.carry
+    return Exchange(plan, after, carried, remembers and carried.keys() == after.pieces.keys(), tuple(lost))
 
 
 def _fits(before: Plan, old: str, after: Plan, new: str) -> bool:
     return old in before.pieces and new in after.pieces and before.pieces[old].spans == after.pieces[new].spans
+
+
+def _means_the_same(before: Plan, name: str, after: Plan) -> bool:
+    old, new = before.settings.optimizer, after.settings.optimizer
+    return old.name == new.name or name not in old.own_scale | new.own_scale
 
 
 def _listed(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -263,3 +264,33 @@ def test_a_change_of_hyperparameters_after_it_is_of_the_new_optimizer(adam: tupl
     assert subject.http.patch(subject.path, json={"optimizer": {"lr": 0.5}}).json()["optimizer"]["lr"] == 0.5
     reply = subject.http.patch(subject.path, json={"optimizer": {"betas": [0.5, 0.5]}})
     assert_refused(reply, 422, "invalid-hyperparameter", field="optimizer.betas")
+
+
+@pytest.mark.parametrize(
+    ("old", "hyper", "new"),
+    [
+        ("sgd", {"momentum": 0.9}, "lars"),
+        ("muon", {}, "lars"),
+        ("prodigy", {}, "adam"),
+        ("soap", {}, "adamw"),
+        ("adan", {}, "schedule_free_adamw"),
+    ],
+)
+def test_buffers_of_one_name_and_another_meaning_do_not_go_over(
+    http: httpx.Client, old: str, hyper: dict[str, Any], new: str
+) -> None:
+    matrix = {"weight": torch.arange(6.0).view(2, 3) - 2}
+    subject = Subject.create(http, old, params=matrix, **hyper)
+    subject.push({"weight": torch.ones(2, 3)})
+    assert {name.rpartition(".")[2] for name in state_of(subject)}
+    assert exchanged(subject, name=new)["carried"] == {}
+    assert state_of(subject) == {}
+
+
+def test_an_optimizer_that_is_given_all_of_its_moments_goes_on_with_their_count(adam: tuple[Subject, Local]) -> None:
+    subject, _ = adam
+    carry = {"exp_avg": "exp_avg", "exp_avg_slow": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+    assert exchanged(subject, name="ademamix", carry=carry)["carried"] == carry
+    reply = subject.http.get(f"{subject.path}/state")
+    header = reply.content[8 : 8 + int.from_bytes(reply.content[:8], "little")]
+    assert json.loads(header)["__metadata__"]["step"] == "5"
