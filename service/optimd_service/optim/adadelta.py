@@ -9,7 +9,7 @@ from pydantic import Field
 
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Eps, Hyperparameters, L2Decay, LearningRate
-from optimd_service.optim.kernel import Sums, element, fma, loop, square, widen
+from optimd_service.optim.kernel import Sums, element, fma, loop, mean_of_squares, square, widen
 
 
 class Adadelta(Hyperparameters):
@@ -48,18 +48,13 @@ def _walk(p: Any, g: Any, v: Any, u: Any, rate: Any, decay: Any, rho: Any, new: 
     for i in range(p.size):
         old = p[i]
         grad = fma(decay, old, widen(g[i]))
-        v[i] = _mean_of_squares(v[i], grad, rho, new)
+        v[i] = mean_of_squares(v[i], grad, rho, new)
         delta = _step(u[i], v[i], grad, eps)
-        u[i] = _mean_of_squares(u[i], delta, rho, new)
+        u[i] = mean_of_squares(u[i], delta, rho, new)
         p[i] = fma(rate, delta, old)
         change += square(p[i] - old)
         size += square(p[i])
     return change, size
-
-
-@element
-def _mean_of_squares(mean: Any, value: Any, rho: Any, new: Any) -> Any:
-    return fma(new * value, value, mean * rho)
 
 
 @element

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import STRUCTURAL, Betas, Eps, Hyperparameters, L2Decay, LearningRate
-from optimd_service.optim.kernel import Sums, element, fma, loop, square, widen
+from optimd_service.optim.kernel import Sums, element, fma, loop, mean, mean_of_squares, square, widen
 
 
 class Adam(Hyperparameters):
@@ -56,31 +56,20 @@ def adam_(group: FlatGroup, buffers: tuple[str, ...], hyper: Any, *, l2_decay: f
     p, g, m, v, *largest = group.arrays(*buffers)
     rate, root = -hyper.lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
     constants = group.constants(l2_decay, kept, 1 - beta1, beta2, 1 - beta2, rate, root, hyper.eps)
-    return Sums(*_walk(p, g, m, v, largest[0] if largest else None, *constants))
+    return Sums(*walk(p, g, m, v, largest[0] if largest else None, *constants))
 
 
 @loop
-def _walk(
-    p: Any,
-    g: Any,
-    m: Any,
-    v: Any,
-    largest: Any,
-    l2: Any,
-    kept: Any,
-    new1: Any,
-    beta2: Any,
-    new2: Any,
-    rate: Any,
-    root: Any,
-    eps: Any,
-) -> Any:
+def walk(
+    p: Any, g: Any, m: Any, v: Any, largest: Any,
+    l2: Any, kept: Any, new1: Any, beta2: Any, new2: Any, rate: Any, root: Any, eps: Any,
+) -> Any:  # fmt: skip
     change = size = 0.0
     for i in range(p.size):
         old = p[i]
         grad = fma(l2, old, widen(g[i]))
-        m[i] = _mean(m[i], grad, new1)
-        v[i] = _mean_of_squares(v[i], grad, beta2, new2)
+        m[i] = mean(m[i], grad, new1)
+        v[i] = mean_of_squares(v[i], grad, beta2, new2)
         if largest is None:
             most = v[i]
         else:
@@ -92,16 +81,6 @@ def _walk(
 
 
 # In the order of operations of torch's fused kernel, so that the bits are its own where its vectors reach.
-@element
-def _mean(m: Any, g: Any, new: Any) -> Any:
-    return fma(new, g - m, m)
-
-
-@element
-def _mean_of_squares(v: Any, g: Any, beta: Any, new: Any) -> Any:
-    return fma(new * g, g, v * beta)
-
-
 @element
 def _moved(p: Any, m: Any, v: Any, rate: Any, root: Any, eps: Any) -> Any:
     return p + rate * m / (np.sqrt(v) / root + eps)

@@ -18,13 +18,9 @@ from torch import Tensor
 from optimd_service.errors import InvalidField
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.kernel import Sums
-from optimd_service.optim.tensorwise import Shape, refuse_where, stepped_
+from optimd_service.optim.tensorwise import stepped_
 
 LIBRARY = "pytorch_optimizer"
-# The weight of a convolution over volumes has 5, and few tensors have more.
-MOST_DIMENSIONS = 5
-# From one computation of roots or bases to the next; far beyond sense, and a number that every library can hold.
-MOST_STEPS = 1_000_000
 
 
 def library() -> ModuleType:
@@ -37,21 +33,6 @@ def library() -> ModuleType:
     except ImportError:
         detail = "This optimizer is computed by pytorch_optimizer, which this server lacks: pip install 'optimd[zoo]'."
         raise InvalidField(detail, field="optimizer.name") from None
-
-
-def check_dimensions(tensors: Mapping[str, Shape]) -> None:
-    """Refuse a server without the library, and tensors of more dimensions than there are names for buffers.
-
-    Raises: InvalidField.
-    """
-    library()
-    detail = f"This optimizer takes at most {MOST_DIMENSIONS} dimensions: create the session with adamw, or reshape it."
-    refuse_where(lambda shape: len(shape) > MOST_DIMENSIONS, tensors, detail)
-
-
-def numbered(*names: str) -> tuple[str, ...]:
-    """The names of lists of buffers that have one for each dimension."""
-    return tuple(f"{name}_{i}" for name in names for i in range(MOST_DIMENSIONS))
 
 
 def adapted_step_(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -184,7 +185,7 @@ _ROWS: tuple[Optimizer[Any], ...] = (
         shampoo.Shampoo,
         shampoo.state,
         shampoo.step_,
-        "Gupta, Koren & Singer 2018, arXiv:1802.09568; defaults of pytorch_optimizer's Shampoo, which it needs",
+        "Gupta, Koren & Singer 2018, arXiv:1802.09568; defaults of pytorch_optimizer's Shampoo",
         longest=LONGEST_DECOMPOSED,
         shapes=shampoo.shapes,
         check=shampoo.check,
@@ -295,8 +296,10 @@ def find(name: str) -> Optimizer[Any]:
     if name.lower() in REFUSED:
         raise InvalidField(f"There is no optimizer '{name}' here: it {REFUSED[name.lower()]}.", field="optimizer.name")
     if name not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
-        detail = f"There is no optimizer '{name[:LONGEST_NAME_SHOWN]}'; there are {known}."
+        shown, known = name[:LONGEST_NAME_SHOWN], ", ".join(OPTIMIZERS)
+        close = get_close_matches(shown.lower(), OPTIMIZERS, n=1)
+        meant = f", perhaps '{close[0]}' is meant" if close else ""
+        detail = f"There is no optimizer '{shown}'{meant}; there are {known}."
         raise InvalidField(detail, field="optimizer.name")
     return OPTIMIZERS[name]
 

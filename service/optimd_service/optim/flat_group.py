@@ -58,9 +58,13 @@ class FlatGroup(NamedTuple):
         return tuple(tensor.numpy() for tensor in (self.params, grads, *(self.state[name] for name in buffers)))
 
     def constants(self, *values: float) -> tuple[np.floating[Any], ...]:
-        """Numbers in the dtype of the arithmetic: one float64 among float32 would make a loop compute in float64."""
+        """Numbers in the dtype of the arithmetic: one float64 among float32 would make a loop compute in float64.
+
+        What is beyond the dtype becomes its largest number: infinity times a gradient of 0 would be NaN.
+        """
         kind = np.float64 if self.params.dtype is torch.float64 else np.float32
-        return tuple(map(kind, values))
+        largest = float(np.finfo(kind).max)
+        return tuple(kind(max(-largest, min(value, largest))) for value in values)
 
 
 def require_alike(params: Tensor, **others: Tensor | None) -> None:

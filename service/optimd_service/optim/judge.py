@@ -7,7 +7,8 @@ from itertools import islice
 
 from torch import Tensor
 
-from optimd_service.optim.norm import Each, norm
+from optimd_service.optim.blocks import Each
+from optimd_service.optim.norm import norm
 from optimd_service.types import Layout
 
 MOST_NAMED = 10

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -122,7 +123,22 @@ def mean(so_far: Any, value: Any, new: Any) -> Any:
     return fma(new, value - so_far, so_far)
 
 
+@instruction
+def finite(_context: Any, value: Any) -> Any:
+    """``value``, but no more than the largest number of its dtype."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        largest = ir.Constant(args[0].type, float(np.finfo(str(value)).max))
+        return builder.select(builder.fcmp_ordered(">", args[0], largest), largest, args[0])
+
+    return value(value), generate
+
+
 @element
 def mean_of_squares(so_far: Any, value: Any, kept: Any, new: Any) -> Any:
-    """A running mean of squares: ``kept·so_far + new·value²``, as torch's ``mul_`` and ``addcmul_`` round it."""
-    return fma(new * value, value, so_far * kept)
+    """A running mean of squares: ``kept·so_far + new·value²``, as torch's ``mul_`` and ``addcmul_`` round it.
+
+    Where the squares leave the dtype it stays at the largest number. Infinity, which is what torch keeps, would never
+    decay: the parameter would not move again, or with a ``kept`` of 0 become NaN.
+    """
+    return finite(fma(new * value, value, so_far * kept))

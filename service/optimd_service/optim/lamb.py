@@ -11,8 +11,8 @@ from pydantic import Field
 
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import LARGEST, Betas, Eps, Hyperparameters, LearningRate
-from optimd_service.optim.kernel import Sums, element, fma, loop, square, widen
-from optimd_service.optim.tensorwise import Shape, flattened, representable
+from optimd_service.optim.kernel import Sums, element, fma, loop, mean, mean_of_squares, square, widen
+from optimd_service.optim.tensorwise import Shape, flattened
 
 
 class LAMB(Hyperparameters):
@@ -53,7 +53,7 @@ def step_(group: FlatGroup, hyper: LAMB) -> Sums:
     scales = group.constants(1 - beta1**step, math.sqrt(1 - beta2**step), hyper.eps, hyper.weight_decay)
     weights, direction = _measure(p, g, m, v, *group.constants(1 - beta1, beta2, 1 - beta2), *scales)
     trust = math.sqrt(weights / direction) if weights and direction else 1.0
-    return Sums(*_move(p, m, v, *scales, *group.constants(-representable(hyper.lr * trust, group))))
+    return Sums(*_move(p, m, v, *scales, *group.constants(-hyper.lr * trust)))
 
 
 @loop
@@ -63,8 +63,8 @@ def _measure(
     weights = direction = 0.0
     for i in range(p.size):
         grad = widen(g[i])
-        m[i] = fma(new1, grad - m[i], m[i])
-        v[i] = fma(new2 * grad, grad, v[i] * beta2)
+        m[i] = mean(m[i], grad, new1)
+        v[i] = mean_of_squares(v[i], grad, beta2, new2)
         weights += square(p[i])
         direction += square(_direction(p[i], m[i], v[i], bias, root, eps, decay))
     return weights, direction

@@ -11,7 +11,7 @@ from pydantic import Field
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import LARGEST, Hyperparameters, L2Decay, LearningRate, Momentum
 from optimd_service.optim.kernel import Sums, fma, loop, square, widen
-from optimd_service.optim.tensorwise import Shape, flattened, representable
+from optimd_service.optim.tensorwise import Shape, flattened
 
 
 class LARS(Hyperparameters):
@@ -47,7 +47,7 @@ def step_(group: FlatGroup, hyper: LARS) -> Sums:
         The paper trains with η = 0.001 and μ = 0.9, and gives no rate for all tasks.
     """
     p, g, *momentum = flattened(group).arrays(*state(hyper))
-    constants = group.constants(hyper.momentum, representable(_rate(p, g, hyper), group), hyper.weight_decay)
+    constants = group.constants(hyper.momentum, _rate(p, g, hyper), hyper.weight_decay)
     return Sums(*_walk(p, g, momentum[0] if momentum else None, *constants))
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Betas, DecoupledDecay, Hyperparameters, LearningRate
-from optimd_service.optim.kernel import Sums, element, fma, loop, square, widen
+from optimd_service.optim.kernel import Sums, element, fma, loop, mean, square, widen
 
 
 class Lion(Hyperparameters):
@@ -43,16 +43,11 @@ def _walk(p: Any, g: Any, m: Any, rate: Any, decay: Any, new1: Any, new2: Any) -
     change = size = 0.0
     for i in range(p.size):
         old, grad = p[i], widen(g[i])
-        p[i] = _moved(old, _mean(m[i], grad, new1), rate, decay)
-        m[i] = _mean(m[i], grad, new2)
+        p[i] = _moved(old, mean(m[i], grad, new1), rate, decay)
+        m[i] = mean(m[i], grad, new2)
         change += square(p[i] - old)
         size += square(p[i])
     return change, size
-
-
-@element
-def _mean(m: Any, g: Any, new: Any) -> Any:
-    return fma(new, g - m, m)
 
 
 @element

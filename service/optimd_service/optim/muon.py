@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict
+import numpy as np
+from pydantic import AfterValidator, Field, Strict
 from torch import Tensor
 from torch.optim._muon import muon  # its functional form, which has no public path; torch is held to one release
 
@@ -14,7 +15,23 @@ from optimd_service.optim.hyperparameters import Beta, DecoupledDecay, Eps, Hype
 from optimd_service.optim.kernel import Sums
 from optimd_service.optim.tensorwise import Shape, refuse_where, stepped_
 
+MOST_STEPS = 99
 Coefficient = Annotated[float, Field(ge=-100, le=100)]
+
+
+# Rounding to bfloat16 leaves the largest singular value, at most 1, a little above it.
+_SINGULAR_VALUES = np.linspace(0, 1.05, 1024)
+
+
+def _staying_small(coefficients: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Refuse an iteration that lets a singular value grow: it moves nothing else, so scalars tell what matrices do."""
+    a, b, c = coefficients
+    values = _SINGULAR_VALUES
+    for _ in range(MOST_STEPS):
+        values = np.clip(a * values + b * values**3 + c * values**5, -10, 10)
+    if np.abs(values).max() >= 10:
+        raise ValueError("with these coefficients singular values between 0 and 1 grow without end")
+    return coefficients
 
 
 class Muon(Hyperparameters):
@@ -22,11 +39,11 @@ class Muon(Hyperparameters):
     weight_decay: DecoupledDecay = 0.1
     momentum: Beta = Field(0.95, description="μ: decay per step of the mean of g.")
     nesterov: bool = Field(default=True, description="Look ahead along momentum.")
-    ns_coefficients: Annotated[tuple[Coefficient, Coefficient, Coefficient], Strict(strict=False)] = Field(
-        (3.4445, -4.7750, 2.0315), description="a, b, c of the Newton–Schulz iteration."
-    )
+    ns_coefficients: Annotated[
+        tuple[Coefficient, Coefficient, Coefficient], Strict(strict=False), AfterValidator(_staying_small)
+    ] = Field((3.4445, -4.7750, 2.0315), description="a, b, c of the Newton–Schulz iteration.")
     eps: Eps = 1e-7
-    ns_steps: int = Field(5, ge=1, le=99, description="Newton–Schulz iterations.")
+    ns_steps: int = Field(5, ge=1, le=MOST_STEPS, description="Newton–Schulz iterations.")
     adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = Field(
         None, description="How lr follows the shape [r, c]: × √max(1, r/c) (original, None), or × 0.2·√max(r, c)."
     )

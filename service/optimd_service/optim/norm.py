@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optimd_service.optim.blocks import Each, array, each_block
 from optimd_service.optim.kernel import loop, square, widen
 
-# What one worker is given at a time: a call costs nothing beside it, and where chunks begin does not depend on workers.
-CHUNK = 2**20
-Each = Callable[[Callable[[int], float], Iterable[int]], Iterable[float]]
 # A float64 norm at or below this may have lost squares that are too small for float64.
 SMALLEST_SAFE = 1e-140
 
@@ -29,29 +26,25 @@ def norm(flat: Tensor, each: Each = map) -> float:
       flat: shape [n], contiguous, float32, float64 or bfloat16; n may be 0. Read only.
       each: as ``map``, perhaps side by side; the result does not depend on it.
 
-    Cost: one pass over memory; three, and a copy of a chunk, where float64 squares leave the range.
+    Cost: one pass over memory; three, and a copy of a block, where float64 squares leave the range.
     """
-    length = flat.numel()
-    if length <= CHUNK:
-        return _chunk_norm(flat)
-    return math.hypot(*each(lambda at: _chunk_norm(flat[at : at + CHUNK]), range(0, length, CHUNK)))
+    return math.hypot(*each_block(_block_norm, each, flat))
 
 
-def _chunk_norm(chunk: Tensor) -> float:
-    bits = chunk.view(torch.uint16) if chunk.dtype is torch.bfloat16 else chunk
-    fast = math.sqrt(_sum_of_squares(bits.numpy()))
-    if chunk.dtype is not torch.float64 or SMALLEST_SAFE < fast < math.inf:
+def _block_norm(block: Tensor) -> float:
+    fast = math.sqrt(_sum_of_squares(array(block)))
+    if block.dtype is not torch.float64 or SMALLEST_SAFE < fast < math.inf:
         return fast
-    return _scaled_norm(chunk)
+    return _scaled_norm(block)
 
 
-def _scaled_norm(chunk: Tensor) -> float:
-    if not chunk.numel():
+def _scaled_norm(block: Tensor) -> float:
+    if not block.numel():
         return 0.0
-    largest = max(abs(bound.item()) for bound in torch.aminmax(chunk))
+    largest = max(abs(bound.item()) for bound in torch.aminmax(block))
     if largest == 0 or not math.isfinite(largest):
         return largest
-    return largest * math.sqrt(_sum_of_squares((chunk / largest).numpy()))
+    return largest * math.sqrt(_sum_of_squares((block / largest).numpy()))
 
 
 @loop

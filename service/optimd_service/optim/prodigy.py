@@ -12,7 +12,7 @@ from pydantic import Field
 
 from optimd_service.optim.flat_group import FlatGroup, Numbers
 from optimd_service.optim.hyperparameters import LARGEST, Beta, Betas, Eps, Hyperparameters, LearningRate
-from optimd_service.optim.kernel import Sums, element, fma, loop, square, widen
+from optimd_service.optim.kernel import Sums, element, fma, loop, mean_of_squares, square, widen
 
 NUMBERS: Mapping[str, float] = MappingProxyType({"d": 0.0, "d_max": 0.0, "d_numerator": 0.0, "d_lr": 0.0})
 """As they are before the first update: a d of 0 stands for ``d0``, and no estimate is ever 0."""
@@ -50,7 +50,7 @@ def survey_(part: FlatGroup, hyper: Prodigy) -> tuple[float, ...]:
         return 0.0, 0.0
     (beta1, beta2), d = hyper.betas, part.numbers["d"] or hyper.d0
     into_s = d / hyper.d0 * (d if hyper.safeguard_warmup else _d_lr(hyper, part.step, d))
-    constants = _constants(part, beta1, d * (1 - beta1), beta2, d * d * (1 - beta2), _beta3(hyper), into_s)
+    constants = part.constants(beta1, d * (1 - beta1), beta2, d * d * (1 - beta2), _beta3(hyper), into_s)
     numerator, denominator = _survey(*part.arrays(*state(hyper)), *constants)
     return numerator, denominator
 
@@ -91,14 +91,8 @@ def step_(group: FlatGroup, hyper: Prodigy) -> Sums:
     """
     p, _, m, v, *_ = group.arrays(*state(hyper))
     d_lr = group.numbers["d_lr"]
-    constants = _constants(group, -d_lr * hyper.weight_decay, -d_lr, group.numbers["d"] * hyper.eps)
+    constants = group.constants(-d_lr * hyper.weight_decay, -d_lr, group.numbers["d"] * hyper.eps)
     return Sums(*_walk(p, m, v, *constants))
-
-
-def _constants(part: FlatGroup, *values: float) -> tuple[np.floating[Any], ...]:
-    """In the dtype of the arithmetic; nothing bounds d, and what exceeds the dtype becomes infinite without a word."""
-    with np.errstate(over="ignore"):
-        return part.constants(*values)
 
 
 def _beta3(hyper: Prodigy) -> float:
@@ -121,7 +115,7 @@ def _survey(
     for i in range(p.size):
         grad = widen(g[i])
         m[i] = fma(new1, grad, m[i] * beta1)
-        v[i] = fma(new2 * grad, grad, v[i] * beta2)
+        v[i] = mean_of_squares(v[i], grad, beta2, new2)
         s[i] = fma(into_s, grad, s[i] * beta3)
         numerator += np.float64(grad) * np.float64(p0[i] - p[i])
         denominator += np.float64(abs(s[i]))

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import STRUCTURAL, Eps, Hyperparameters, L2Decay, LearningRate, Momentum
-from optimd_service.optim.kernel import Sums, element, fma, loop, square, widen
+from optimd_service.optim.kernel import Sums, element, fma, loop, mean, mean_of_squares, square, widen
 
 
 class RMSprop(Hyperparameters):
@@ -54,28 +54,18 @@ def step_(group: FlatGroup, hyper: RMSprop) -> Sums:
 
 @loop
 def _walk(
-    p: Any,
-    g: Any,
-    v: Any,
-    b: Any,
-    a: Any,
-    rate: Any,
-    decay: Any,
-    alpha: Any,
-    new: Any,
-    eps: Any,
-    momentum: Any,
-    zero: Any,
-) -> Any:
+    p: Any, g: Any, v: Any, b: Any, a: Any,
+    rate: Any, decay: Any, alpha: Any, new: Any, eps: Any, momentum: Any, zero: Any,
+) -> Any:  # fmt: skip
     change = size = 0.0
     for i in range(p.size):
         old = p[i]
         grad = fma(decay, old, widen(g[i]))
-        v[i] = _mean_of_squares(v[i], grad, alpha, new)
+        v[i] = mean_of_squares(v[i], grad, alpha, new)
         if a is None:
             variance = v[i]
         else:
-            a[i] = fma(new, grad - a[i], a[i])
+            a[i] = mean(a[i], grad, new)
             variance = max(_variance(v[i], a[i]), zero)
         if b is None:
             p[i] = _moved(old, grad, variance, rate, eps)
@@ -85,11 +75,6 @@ def _walk(
         change += square(p[i] - old)
         size += square(p[i])
     return change, size
-
-
-@element
-def _mean_of_squares(v: Any, g: Any, alpha: Any, new: Any) -> Any:
-    return fma(new * g, g, v * alpha)
 
 
 @element

@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from optimd_service.optim.flat_group import FlatGroup, Numbers
-from optimd_service.optim.hyperparameters import Steps
+from optimd_service.optim.hyperparameters import LARGEST, Steps
 from optimd_service.optim.kernel import element, fma, mean
 
 NUMBERS: Mapping[str, float] = MappingProxyType({"weight_sum": 0.0, "lr_max": 0.0})
 
-# At 0, y would be z, and x could not be told from them.
-Interpolation = Annotated[float, Field(gt=0, lt=1)]
+# At 0, y would be z, and x could not be told from them; far below this bound, not in float32.
+Interpolation = Annotated[float, Field(ge=1e-3, lt=1)]
 WarmupSteps = Annotated[Steps, Field(description="Steps over which lr grows linearly from 0.")]
 # Powers up to 10 of any rate and of any step number are finite in float64.
 StepPower = Annotated[float, Field(ge=0, le=10, description="Step t has weight tʳ in the mean x.")]
@@ -51,7 +51,8 @@ def rate(hyper: ScheduleFree, step: int) -> float:
 
 def advance(hyper: ScheduleFree, step: int, numbers: Numbers) -> Numbers:
     """``lr_max``, the largest lr so far, and ``weight_sum``, the weights in x of all steps, this one included."""
-    lr_max = max(rate(hyper, step), numbers["lr_max"])
+    # An imported one may be of any size.
+    lr_max = min(max(rate(hyper, step), numbers["lr_max"]), LARGEST)
     return {"lr_max": lr_max, "weight_sum": numbers["weight_sum"] + _weight(hyper, step, lr_max)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from optimd_service.optim.adapted import MOST_STEPS, adapted_step_, check_dimensions, numbered
+from optimd_service.optim.adapted import adapted_step_, library
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import (
     STRUCTURAL,
@@ -20,7 +20,7 @@ from optimd_service.optim.hyperparameters import (
     LearningRate,
 )
 from optimd_service.optim.kernel import Sums
-from optimd_service.optim.tensorwise import Shape
+from optimd_service.optim.tensorwise import MOST_STEPS, Shape, numbered, refuse_many_dimensions
 
 
 class SOAP(Hyperparameters):
@@ -60,8 +60,9 @@ def shapes(hyper: SOAP, shape: Shape) -> Mapping[str, Shape]:
 
 
 def check(_hyper: SOAP, tensors: Mapping[str, Shape]) -> None:
-    """Refuse what this optimizer cannot step. Raises: InvalidField."""
-    check_dimensions(tensors)
+    """Refuse a server without the library, and what this optimizer cannot step. Raises: InvalidField."""
+    library()
+    refuse_many_dimensions(tensors)
 
 
 def step_(group: FlatGroup, hyper: SOAP) -> Sums:

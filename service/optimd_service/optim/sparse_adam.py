@@ -16,10 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from optimd_service.errors import InvalidField, ShapeMismatch
+from optimd_service.optim.adam import walk
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Betas, Eps, Hyperparameters, LearningRate
-from optimd_service.optim.kernel import Sums, element, loop, square, widen
-from optimd_service.optim.tensorwise import Shape, refuse_where
+from optimd_service.optim.kernel import Sums, element, loop, mean, mean_of_squares, square, widen
+from optimd_service.optim.tensorwise import Shape, flattened, refuse_where
 
 
 class SparseAdam(Hyperparameters):
@@ -102,18 +103,22 @@ def _ascending(rows: Tensor) -> bool:
 
 
 def step_(group: FlatGroup, hyper: SparseAdam) -> Sums:
-    """Apply one step to the rows of a table that have a gradient, or to all of them: ``sparse_adam_`` of them.
+    """Apply one step to the rows of a table that have a gradient, ``sparse_adam_``, or to all of them.
+
+    All of them are Adam's own loop: the bias correction of v lies in the rate, and so ε comes before it.
 
     Args:
       group: with its ``shape``; ``rows`` may be None, for all.
 
     Returns: sums over the rows stepped.
     """
+    if group.rows is None:
+        constants = group.constants(0.0, 1.0, *_constants(group.step, hyper), 1.0, hyper.eps)
+        p, g, m, v = flattened(group).arrays(*state(hyper))
+        return Sums(*walk(p, g, m, v, None, *constants))
     if not group.grads.numel():
         return Sums(0.0, 0.0)
-    height, width = group.shape or (group.params.numel(), 1)
-    rows = torch.arange(height) if group.rows is None else group.rows
-    sums = sparse_adam_(group, RowGradients(rows, group.grads.view(-1, width)), hyper)
+    sums = sparse_adam_(group, RowGradients(group.rows, group.grads.view(len(group.rows), -1)), hyper)
     return Sums(sums.change, sums.after)
 
 
@@ -121,7 +126,7 @@ def sparse_adam_(group: FlatGroup, grads: RowGradients, hyper: SparseAdam) -> Ro
     """Apply one Adam step to some rows of one table [height, width], in place.
 
     In the rows sent, with t = step, the number of this update of the table, whichever rows it had:
-        m ← m + (1−β₁)(g − m);  v ← v + (1−β₂)(g² − v)
+        m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²
         p ← p − lr · √(1−β₂ᵗ)/(1−β₁ᵗ) · m / (√v + ε)
     No byte of another row is written: their means do not decay, and they do not move on with old momentum.
 
@@ -135,14 +140,18 @@ def sparse_adam_(group: FlatGroup, grads: RowGradients, hyper: SparseAdam) -> Ro
     Source: defaults and arithmetic of torch.optim.SparseAdam. ε is added before bias correction, unlike in Adam, and a
         row that is rarely sent is corrected as if it had been sent every time.
     """
-    (beta1, beta2), step = hyper.betas, group.step
     p, m, v = (buffer.view(-1).numpy() for buffer in (group.params, group.state["exp_avg"], group.state["exp_avg_sq"]))
     _require_fit(grads, p, m, v)
-    rate = -hyper.lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-    constants = group.constants(1 - beta1, 1 - beta2, rate, hyper.eps)
+    constants = group.constants(*_constants(group.step, hyper), hyper.eps)
     values = grads.values.contiguous()
     g = (values.view(torch.uint16) if values.dtype is torch.bfloat16 else values).numpy()
     return RowSums(*_walk(p, grads.rows.numpy(), g, m, v, *constants))
+
+
+def _constants(step: int, hyper: SparseAdam) -> tuple[float, ...]:
+    """1 − β₁, β₂, 1 − β₂, and the rate, which has the whole bias correction in it."""
+    beta1, beta2 = hyper.betas
+    return 1 - beta1, beta2, 1 - beta2, -hyper.lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
 
 
 def _require_fit(grads: RowGradients, p: Any, *others: Any) -> None:
@@ -156,28 +165,24 @@ def _require_fit(grads: RowGradients, p: Any, *others: Any) -> None:
 
 
 @loop
-def _walk(p: Any, rows: Any, g: Any, m: Any, v: Any, new1: Any, new2: Any, rate: Any, eps: Any) -> Any:
+def _walk(p: Any, rows: Any, g: Any, m: Any, v: Any, new1: Any, beta2: Any, new2: Any, rate: Any, eps: Any) -> Any:
     change = before = after = 0.0
     width = g.shape[1]
     for k in range(rows.size):
-        start = rows[k] * width
-        for j in range(width):
-            i = start + j
-            old, grad = p[i], widen(g[k, j])
-            m[i] = _mean(m[i], grad, new1)
-            v[i] = _mean(v[i], grad * grad, new2)
-            p[i] = _moved(old, m[i], v[i], rate, eps)
-            change += square(p[i] - old)
+        # Slices, counted from 0: an index that might be negative would keep the loop from vector instructions.
+        at = slice(rows[k] * width, rows[k] * width + width)
+        row, first, second = p[at], m[at], v[at]
+        for j in range(row.size):
+            old, grad = row[j], widen(g[k, j])
+            first[j] = mean(first[j], grad, new1)
+            second[j] = mean_of_squares(second[j], grad, beta2, new2)
+            row[j] = _moved(old, first[j], second[j], rate, eps)
+            change += square(row[j] - old)
             before += square(old)
-            after += square(p[i])
+            after += square(row[j])
     return change, before, after
 
 
 @element
-def _mean(mean: Any, value: Any, new: Any) -> Any:
-    return mean + (value - mean) * new
-
-
-@element
 def _moved(p: Any, m: Any, v: Any, rate: Any, eps: Any) -> Any:
-    return p + rate * (m / (np.sqrt(v) + eps))
+    return p + rate * m / (np.sqrt(v) + eps)

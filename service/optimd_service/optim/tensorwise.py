@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from optimd_service.errors import InvalidField
@@ -13,14 +12,10 @@ from optimd_service.optim.hyperparameters import LONGEST_NAME_SHOWN
 from optimd_service.optim.kernel import Sums, sums_between
 
 Shape = tuple[int, ...]
-
-
-def representable(rate: float, group: FlatGroup) -> float:
-    """A rate ≥ 0, but no more than the dtype's largest number.
-
-    A norm that is all but 0 makes a rate infinite in float32, and infinity times an element that is 0 is NaN.
-    """
-    return min(rate, torch.finfo(group.params.dtype).max)
+# The weight of a convolution over volumes has 5, and few tensors have more.
+MOST_DIMENSIONS = 5
+# From one computation of roots or bases to the next; far beyond sense, and a number that every library can hold.
+MOST_STEPS = 1_000_000
 
 
 def flattened(group: FlatGroup) -> FlatGroup:
@@ -57,3 +52,14 @@ def refuse_where(refused: Callable[[Shape], bool], tensors: Mapping[str, Shape],
         if refused(shape):
             shown = name[:LONGEST_NAME_SHOWN]
             raise InvalidField(f"Tensor '{shown}' has shape {list(shape)}. {detail}", field="tensors")
+
+
+def refuse_many_dimensions(tensors: Mapping[str, Shape]) -> None:
+    """Refuse tensors of more dimensions than there are names for buffers. Raises: InvalidField, naming the first."""
+    detail = f"This optimizer takes at most {MOST_DIMENSIONS} dimensions: create the session with adamw, or reshape it."
+    refuse_where(lambda shape: len(shape) > MOST_DIMENSIONS, tensors, detail)
+
+
+def numbered(*names: str) -> tuple[str, ...]:
+    """The names of lists of buffers that have one for each dimension."""
+    return tuple(f"{name}_{i}" for name in names for i in range(MOST_DIMENSIONS))

@@ -6,13 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from optimd_service.optim.blocks import BLOCK
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Hyperparameters
 from optimd_service.optim.kernel import Sums
 from optimd_service.optim.optimizer import Optimizer
-
-# Enough that a call costs nothing beside its work; few enough that the threads of a machine share a group evenly.
-BLOCK = 2**20
 
 T = TypeVar("T")
 

@@ -56,8 +56,9 @@ def names(advice: Advice) -> list[str]:
         ({"model": "reinforcement_learning", "parameters": MILLION}, "adam"),
         (MLP | {"symptoms": ["generalises_poorly"]}, "sgd"),
         (RESNET | {"model": "cnn", "symptoms": ["vanishing_gradients"]}, "adamw"),
-        # Room for one buffer a parameter.
-        (LANGUAGE | {"memory_bytes": 4 * 125 * MILLION}, "lion"),
+        # Room for one buffer a parameter, or for two of half the bytes.
+        (LANGUAGE | {"memory_bytes": 4 * 125 * MILLION}, "adamw"),
+        (LANGUAGE | {"memory_bytes": 2 * 125 * MILLION}, "lion"),
         # Room for next to nothing.
         (LANGUAGE | {"memory_bytes": 125 * MILLION}, "adafactor"),
         (RECOMMENDER | {"memory_bytes": 0}, "sgd"),
@@ -165,11 +166,38 @@ def test_a_plateau_lowers_the_rate_when_the_loss_stands_still() -> None:
 
 
 def test_what_does_not_fit_is_left_out_and_named_with_its_size() -> None:
-    advice = ask(LANGUAGE, memory_bytes=8 * 125 * MILLION - 1)
+    advice = ask(LANGUAGE, memory_bytes=2 * 125 * MILLION)
     assert "adamw" not in names(advice)
     (said,) = (warning.text for warning in advice.warnings if warning.text.startswith("adamw"))
-    assert "1000000000 bytes of state" in said
-    assert "adamw" in names(ask(LANGUAGE, memory_bytes=8 * 125 * MILLION))
+    assert "253906250 bytes of state even in 8bit" in said
+    assert "adamw" in names(ask(LANGUAGE, memory_bytes=253_906_250))
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_parameter", "state_dtype", "source"),
+    [(8, "f32", None), (7.9, "bf16", "2010.06192"), (4, "bf16", "2010.06192"), (3.9, "8bit", "Dettmers")],
+)
+def test_state_is_kept_in_no_fewer_bytes_than_the_room_asks_for(
+    bytes_per_parameter: float, state_dtype: str, source: str | None
+) -> None:
+    room = int(bytes_per_parameter * 125 * MILLION)
+    found = choice(ask(LANGUAGE, memory_bytes=room), "adamw")
+    assert found.state_dtype == state_dtype
+    assert found.memory.state_bytes <= room
+    said = " ".join(reason.source or "" for reason in found.reasons)
+    assert ("Dettmers" in said or "2010.06192" in said) == (source is not None)
+    assert source is None or source in said
+
+
+@pytest.mark.parametrize("change", [{"precision": "f64"}, {"data": {"sparse": True}}], ids=str)
+def test_state_is_not_compressed_where_a_session_or_rows_would_refuse_it(change: dict[str, Any]) -> None:
+    advice = ask(MLP, change, memory_bytes=3 * 100_000)
+    assert {found.state_dtype for found in advice.recommendations} == {"f32"}
+
+
+def test_a_convnet_keeps_its_momentum_in_eight_bits_before_it_goes_without() -> None:
+    found = choice(ask(RESNET, memory_bytes=int(1.1 * 25 * MILLION)), "sgd")
+    assert (found.hyperparameters["momentum"], found.state_dtype) == (0.9, "8bit")
 
 
 def test_where_nothing_fits_the_answer_says_what_would() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from optim_references import SHAPES, gradients, layout_of
 
+from optimd_service.optim.blocks import BLOCK
 from optimd_service.optim.judge import judge, nonfinite_tensors, zero_nonfinite_
-from optimd_service.optim.norm import CHUNK
 
 NAN, INF = math.nan, math.inf
 
@@ -25,13 +25,13 @@ def test_the_norm_is_torchs_total_norm() -> None:
 
 @every_dtype
 def test_a_long_norm_is_as_exact_as_a_short_one(dtype: torch.dtype) -> None:
-    grads = torch.randn(3 * CHUNK + 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    grads = torch.randn(3 * BLOCK + 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert judge(grads) == pytest.approx(grads.double().norm().item(), rel=1e-11)
 
 
 @every_dtype
 def test_the_number_of_workers_changes_no_bit_of_a_norm(dtype: torch.dtype) -> None:
-    grads = torch.randn(2 * CHUNK + 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    grads = torch.randn(2 * BLOCK + 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     with ThreadPoolExecutor(3) as threads:
         assert judge(grads, threads.map) == judge(grads)
 
@@ -60,7 +60,7 @@ def test_float64_elements_whose_squares_leave_the_range_have_norms_like_any_othe
 
 @every_dtype
 @pytest.mark.parametrize("elements", [[NAN], [INF], [-INF], [1.0, NAN], [INF, NAN], [NAN, INF], [1e30, -INF]])
-@pytest.mark.parametrize("ahead", [0, CHUNK])
+@pytest.mark.parametrize("ahead", [0, BLOCK])
 def test_one_element_that_is_not_finite_is_enough(elements: list[float], ahead: int, dtype: torch.dtype) -> None:
     assert not math.isfinite(judge(torch.cat([torch.ones(ahead), torch.tensor(elements)]).to(dtype)))
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from optim_references import ROW, SETTINGS, FlatRun, Settings, gradients, layout_of
 
+from optimd_service.optim.blocks import BLOCK
 from optimd_service.optim.catalogue import find
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Hyperparameters
 from optimd_service.optim.kernel import Sums
-from optimd_service.optim.update import BLOCK, Norms
+from optimd_service.optim.update import Norms
 
 every_setting = pytest.mark.parametrize(("optimizer", "settings"), SETTINGS)
 ELEMENT_WISE = [(name, settings) for name, settings in SETTINGS if find(name).shapes is None]

@@ -8,6 +8,7 @@ from typing import Any
 from optimd_service.optim.advice.rule import Rule
 from optimd_service.optim.advice.task import Task
 from optimd_service.optim.optimizer import Optimizer
+from optimd_service.optim.state_dtype import compressible
 
 # Their lr is a factor of a rate that they find themselves.
 _SELF_TUNED = {"prodigy"}
@@ -15,7 +16,12 @@ _SELF_TUNED = {"prodigy"}
 
 @dataclass
 class Plan:
-    """Attributes: shaped_by: the rules that scored or set something, but for the schedule's and the clip's."""
+    """What the rules have made of one optimizer.
+
+    Attributes:
+      shaped_by: the rules that scored or set something, but for the schedule's and the clip's.
+      compressions: the rules by which its state may be kept in fewer bytes; the widest format first.
+    """
 
     optimizer: Optimizer[Any]
     values: dict[str, Any] = field(default_factory=dict)
@@ -23,6 +29,7 @@ class Plan:
     no_decay: bool = False
     schedule: Rule | None = None
     clip: Rule | None = None
+    compressions: list[Rule] = field(default_factory=list)
     shaped_by: list[Rule] = field(default_factory=list)
 
     def value(self, name: str) -> Any:
@@ -41,6 +48,8 @@ class Plan:
             self.shaped_by.append(rule)
         self.schedule = rule if rule.schedule else self.schedule
         self.clip = rule if rule.clip else self.clip
+        if rule.state_dtype is not None and task.precision != "f64" and compressible(self.optimizer):
+            self.compressions.append(rule)
 
     def rules(self, schedule: str) -> list[Rule]:
         """Every rule that the plan is owed to; of several schedules the last, if it became one of this name."""

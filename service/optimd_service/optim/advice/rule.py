@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from optimd_service.optim.advice.task import ModelKind, Precision, Symptom, Task
+from optimd_service.optim.state_dtype import StateDtype
 
 Settings = Mapping[str, Any]
 Kinds = tuple[ModelKind, ...]
@@ -118,6 +119,7 @@ class Rule:
       times: hyperparameter → factor, where it is there and not 0.
       largest_beta2: what the second of ``betas`` is lowered to.
       batch: how lr goes with the batch size.   schedule, clip: replace what was there; clip is a largest norm.
+      state_dtype: what state may be kept in where it does not fit as float32.
       no_decay: biases and the scales of normalisations get a group without weight decay.
       warning: ``text`` speaks of the task, not of an optimizer, and stands among the warnings.
     """
@@ -135,6 +137,7 @@ class Rule:
     batch: Scaling | None = None
     schedule: Schedule | None = None
     clip: float | None = None
+    state_dtype: StateDtype | None = None
     no_decay: bool = False
     warning: bool = False
 

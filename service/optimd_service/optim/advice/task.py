@@ -87,7 +87,12 @@ class Task(_Strict):
     @property
     def state_budget(self) -> float:
         """Room for state, bytes a parameter if they were float32; infinite when no bound is given."""
-        return math.inf if self.memory_bytes is None else self.memory_bytes / self.parameters * 4 / self.width
+        return self.room / self.parameters * 4 / self.width
+
+    @property
+    def room(self) -> float:
+        """Room for state in bytes; infinite when no bound is given."""
+        return math.inf if self.memory_bytes is None else self.memory_bytes
 
     @property
     def width(self) -> int:

@@ -11,6 +11,8 @@ _ADAMS = ("adam", "adamw", "nadam", "radam", "adamax", "ademamix")
 # Those whose lr has AdamW's meaning; Adafactor's is relative to the weights.
 _LIKE_ADAMW = ("adamw", "lion", "muon", "soap", "ademamix", "schedule_free_adamw")
 _LARGE_MODELS: Kinds = (*TRANSFORMERS, "diffusion")
+_MOMENTUM_MODELS: Kinds = (*CONVOLUTIONAL, "mlp", "linear")
+_EIGHT_BIT_BUFFER = 1.02  # bytes a parameter, scales included
 
 TUNING: tuple[Rule, ...] = (
     # Memory. An optimizer that does not fit is dropped by its size; these say what to take then.
@@ -22,10 +24,36 @@ TUNING: tuple[Rule, ...] = (
         source="Chen et al. 2023, arXiv:2302.06675; Shazeer & Stern 2018, arXiv:1804.04235",
     ),
     Rule(
-        when=When(models=(*CONVOLUTIONAL, "mlp", "linear"), state_budget=(0, 4)),
+        when=When(sparse=False, state_budget=(0, 12)),
+        state_dtype="bf16",
+        text="Two bytes a number are enough for running means, if what they cannot hold is rounded at random.",
+        source="Gupta et al. 2015, arXiv:1502.02551; Zamirai et al. 2020, arXiv:2010.06192",
+    ),
+    Rule(
+        when=When(sparse=False, state_budget=(0, 6)),
+        state_dtype="8bit",
+        text="Running means of eight bits, scaled block by block, train as well as those of 32.",
+        source="Dettmers et al. 2022, arXiv:2110.02861",
+    ),
+    Rule(
+        when=When(models=_MOMENTUM_MODELS, state_budget=(0, _EIGHT_BIT_BUFFER)),
         optimizers=("sgd",),
         set={"momentum": 0.0, "nesterov": False},
-        text="There is no room for a single buffer: SGD without momentum keeps none.",
+        text="There is no room for a single buffer, not even of eight bits: SGD without momentum keeps none.",
+        source="Bottou 2012, Stochastic gradient descent tricks",
+    ),
+    Rule(
+        when=When(models=_MOMENTUM_MODELS, state_budget=(_EIGHT_BIT_BUFFER, 4), sparse=True),
+        optimizers=("sgd",),
+        set={"momentum": 0.0, "nesterov": False},
+        text="There is no room for a single buffer of float32: SGD without momentum keeps none.",
+        source="Bottou 2012, Stochastic gradient descent tricks",
+    ),
+    Rule(
+        when=When(models=_MOMENTUM_MODELS, state_budget=(_EIGHT_BIT_BUFFER, 4), precision="f64"),
+        optimizers=("sgd",),
+        set={"momentum": 0.0, "nesterov": False},
+        text="There is no room for a single buffer of float64: SGD without momentum keeps none.",
         source="Bottou 2012, Stochastic gradient descent tricks",
     ),
     Rule(
