@@ -40,10 +40,10 @@ def about(
 
 @app.command()
 def run(
-    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one [default: 8000].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one (default: 8000).")] = None,
     uds: Annotated[Path | None, typer.Option(help="Unix socket in place of host and port.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder for what is kept [default: ./optimd-data].")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for what is kept (default: ./optimd-data).")] = None,
 ) -> None:
     """Serve until interrupted."""
     settings = _settings(host=host, port=port, uds=uds, data=data)

@@ -27,6 +27,7 @@ ROOMS: Mapping[str, set[str]] = {
     "config": set(),
     "datadir": set(),
     "main": FOUNDATION | {"api", "session", "store", "history", "config", "datadir"},
+    "entry": {"cli"},
     "cli": {"main", "api", "session", "history", "config", "datadir"},
 }
 # A type that api names in its signatures; it is what session hands out.

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from optimd_service.api import reference
 from optimd_service.api.media import JSON
 from optimd_service.errors import OptimizerNotFound
-from optimd_service.session.catalogue import catalogue
+from optimd_service.session.catalogue import REFUSED, catalogue
 from optimd_service.wire.json import write_json
 
 router = APIRouter(prefix="/v1/optimizers", tags=["optimizers"])
@@ -25,5 +25,7 @@ async def show_optimizer(name: str) -> Response:
     """One optimizer."""
     found = catalogue().get(name)
     if found is None:
-        raise OptimizerNotFound(f"There is no optimizer {name[:40]!r}; GET /v1/optimizers lists them.")
+        reason = REFUSED.get(name.lower())
+        detail = f"it {reason}" if reason else "GET /v1/optimizers lists them"
+        raise OptimizerNotFound(f"There is no optimizer {name[:40]!r} here: {detail}.")
     return Response(write_json(found), media_type=JSON)

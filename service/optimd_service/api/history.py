@@ -11,6 +11,7 @@ from optimd_service.api import reference
 from optimd_service.api.media import JSON
 from optimd_service.api.services import Provided
 from optimd_service.api.steps import receipt_fields
+from optimd_service.api.written import written
 from optimd_service.errors import StepNotFound
 from optimd_service.session.representation import iso
 from optimd_service.types import EventRow, StepRow
@@ -20,7 +21,7 @@ router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["history"])
 
 LARGEST = 2**63 - 1
 After = Annotated[int, Query(ge=0, le=LARGEST, description="Rows beyond this one.")]
-Limit = Annotated[int, Query(ge=1, le=10_000)]
+Limit = Annotated[int, Query(ge=1, le=10_000, description="Most rows of a page.")]
 
 
 @router.get("/steps", **reference.STEPS)
@@ -29,10 +30,7 @@ async def list_steps(session_id: str, services: Provided, after: After = 0, limi
     await services.sessions.known(session_id)
     rows = await services.history.steps(session_id, after=after, limit=limit + 1)
     more = rows[limit - 1].receipt.step if len(rows) > limit else None
-    # In a thread: ten thousand rows take a while to write.
-    return await services.sessions.arithmetic.large.run(
-        lambda: _json({"steps": [_step(row) for row in rows[:limit]], "next": more})
-    )
+    return await written(services, lambda: {"steps": [_step(row) for row in rows[:limit]], "next": more})
 
 
 @router.get("/steps/{step}", **reference.STEP)
@@ -42,7 +40,7 @@ async def one_step(session_id: str, step: Annotated[int, Path(ge=1, le=LARGEST)]
     row = await services.history.one_step(session_id, step)
     if row is None:
         raise StepNotFound(f"The session has no step {step}; GET /v1/sessions/{session_id}/steps lists them.")
-    return _json(_step(row))
+    return Response(write_json(_step(row)), media_type=JSON)
 
 
 @router.get("/events", **reference.EVENTS)
@@ -51,7 +49,7 @@ async def list_events(session_id: str, services: Provided, after: After = 0, lim
     await services.sessions.known(session_id)
     rows = await services.history.events(session_id, after=after, limit=limit + 1)
     more = rows[limit - 1].id if len(rows) > limit else None
-    return _json({"events": [_event(row) for row in rows[:limit]], "next": more})
+    return await written(services, lambda: {"events": [_event(row) for row in rows[:limit]], "next": more})
 
 
 def _step(row: StepRow) -> dict[str, Any]:
@@ -66,7 +64,3 @@ def _step(row: StepRow) -> dict[str, Any]:
 
 def _event(row: EventRow) -> dict[str, Any]:
     return {"id": row.id, "kind": row.kind, "step": row.step, "at": iso(row.at), "detail": row.detail}
-
-
-def _json(value: dict[str, Any]) -> Response:
-    return Response(write_json(value), media_type=JSON)

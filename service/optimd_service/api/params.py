@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from fastapi import APIRouter, Query, Request
@@ -30,6 +30,8 @@ from optimd_service.wire.received import receive_json, receive_safetensors
 
 router = APIRouter(tags=["weights and state"])
 LONGEST_WAIT_S = 60
+_WEIGHTS = "An average that the session keeps, or what the optimizer evaluates; it takes the place of trained tensors."
+_STRICT = "All buffers of a group or none, and nothing else; false also takes a part, and says what was passed over."
 _WAIT = re.compile(r"\bwait\s*=\s*\"?(\d{1,6})")
 
 
@@ -38,9 +40,9 @@ async def pull(
     session_id: str,
     request: Request,
     services: Provided,
-    dtype: str | None = None,
-    names: Annotated[list[str] | None, Query()] = None,
-    weights: Literal[Averaged, "current"] = "current",
+    dtype: Annotated[str | None, Query(description="f32, f64, bf16 or f16; the session's when absent.")] = None,
+    names: Annotated[list[str] | None, Query(description="Tensors wanted; all when absent.")] = None,
+    weights: Annotated[Literal[Averaged, "current"], Query(description=_WEIGHTS)] = "current",
 ) -> Response:
     """Pull the weights of exactly one version, or an average of them."""
     session = await services.sessions.get(session_id)
@@ -117,7 +119,13 @@ async def get_state(session_id: str, services: Provided) -> Response:
 
 
 @router.put("/v1/sessions/{session_id}/state", **reference.PUT_STATE)
-async def put_state(session_id: str, request: Request, services: Provided, *, strict: bool = True) -> Response:
+async def put_state(
+    session_id: str,
+    request: Request,
+    services: Provided,
+    *,
+    strict: Annotated[bool, Query(description=_STRICT)] = True,
+) -> Response:
     """Bring optimizer state in; the weights stay. With ``strict=false`` also a part of it."""
     kind_of_body(request.headers.get("content-type"), supported=("safetensors",))
     session = await services.sessions.get(session_id)
@@ -126,8 +134,7 @@ async def put_state(session_id: str, request: Request, services: Provided, *, st
         body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
         received = await receive_safetensors(body, headers, None, run=session.lane.run)
         version = await session.put_state(StateBody(received, headers))
-    passed_over = {} if strict else {"passed_over": headers.passed_over}
-    return Response(write_json({**_stands(version), **passed_over}), 200, _etag(version), MEDIA_TYPES["json"])
+    return _replaced(version, **({} if strict else {"passed_over": headers.passed_over}))
 
 
 @router.put("/v1/sessions/{session_id}/optimizer", **reference.EXCHANGE)
@@ -138,9 +145,8 @@ async def put_optimizer(session_id: str, request: Request, services: Provided) -
     body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
     received = await receive_json(body, tensors="params")
     wanted = await session.lane.run(lambda: read_exchange(read_object(received.text)))
-    report = await services.sessions.exchange(session, wanted, _if_match(request))
-    version = session.version
-    return Response(write_json({**_stands(version), **report}), 200, _etag(version), MEDIA_TYPES["json"])
+    change, version = await services.sessions.exchange(session, wanted, _if_match(request))
+    return _replaced(version, **change.report())
 
 
 def _if_match(request: Request) -> Match | None:
@@ -148,8 +154,8 @@ def _if_match(request: Request) -> Match | None:
     return None if value is None else Match.read(value)
 
 
-def _replaced(version: Version) -> Response:
-    return Response(write_json(_stands(version)), 200, _etag(version), MEDIA_TYPES["json"])
+def _replaced(version: Version, **report: Any) -> Response:
+    return Response(write_json({**_stands(version), **report}), 200, _etag(version), MEDIA_TYPES["json"])
 
 
 def _stands(version: Version) -> dict[str, int | str]:

@@ -13,7 +13,7 @@ from starlette.routing import compile_path
 
 from optimd_service.api import reference
 from optimd_service.api.media import JSON
-from optimd_service.api.reference import PROBLEM_JSON
+from optimd_service.api.operation import PROBLEM_JSON
 from optimd_service.errors import InvalidField, MethodNotAllowed, NotFound, Problem, every_problem
 from optimd_service.wire.body import Disconnected
 from optimd_service.wire.json import write_json

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from optimd_service.api import reference
 from optimd_service.api.media import JSON, kind_of_body
 from optimd_service.api.services import Provided, Services
+from optimd_service.api.written import written
 from optimd_service.session.cost import cost
 from optimd_service.session.creation import Fill, from_header, from_json
 from optimd_service.session.description import read_change
@@ -34,8 +35,9 @@ async def create(request: Request, services: Provided) -> Response:
         session = await _create_from_json(body, services)
     else:
         session = await _create_from_safetensors(body, services)
-    headers = {"Location": f"/v1/sessions/{session.id}", **_etag(session)}
-    return Response(await _represented(session), 201, headers, JSON)
+    reply = await _represented(session, 201)
+    reply.headers["Location"] = f"/v1/sessions/{session.id}"
+    return reply
 
 
 async def _create_from_json(body: Body, services: Services) -> Session:
@@ -66,22 +68,27 @@ async def ask_cost(request: Request, services: Provided) -> Response:
     """What a session of this description would hold in memory; nothing is created."""
     kind_of_body(request.headers.get("content-type"), supported=("json",))
     received = await receive_json(Body(request.receive, idle_timeout_s=services.idle_timeout_s), tensors="params")
-    return _json(await services.sessions.arithmetic.large.run(lambda: cost(from_json(received.text)[0])))
+    return await written(services, lambda: cost(from_json(received.text)[0]))
 
 
 @router.get("", **reference.LIST)
 async def list_sessions(
     services: Provided,
     after: Annotated[str | None, Query(max_length=64, description="The `next` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    status: Literal["live", "lost", "all"] = "live",
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most of a page.")] = 100,
+    status: Annotated[Literal["live", "lost", "all"], Query(description="Live here, lost with their server.")] = "live",
 ) -> Response:
     """Sessions, oldest first, without their tensors."""
     wanted = None if status == "all" else status
     rows = await services.history.sessions(after=after, limit=limit + 1, status=wanted)
     newest = await services.history.newest_steps([row.id for row in rows if services.sessions.find(row.id) is None])
-    page = [_listed(row, services.sessions.find(row.id), newest) for row in rows[:limit]]
-    return _json({"sessions": page, "next": rows[limit - 1].id if len(rows) > limit else None})
+    more = rows[limit - 1].id if len(rows) > limit else None
+
+    def page() -> dict[str, Any]:
+        listed = [_listed(row, services.sessions.find(row.id), newest) for row in rows[:limit]]
+        return {"sessions": listed, "next": more}
+
+    return await written(services, page)
 
 
 def _listed(row: SessionRow, session: Session | None, newest: Mapping[str, int]) -> dict[str, Any]:
@@ -94,12 +101,12 @@ async def inspect(session_id: str, services: Provided) -> Response:
     """One session; a lost one as history remembers it."""
     session = services.sessions.find(session_id)
     if session is not None:
-        return Response(await _represented(session), 200, _etag(session), JSON)
+        return await _represented(session)
     row = await services.history.session(session_id)
     if row is None:
         raise services.sessions.unknown(session_id)
     newest = await services.history.newest_steps([session_id])
-    return _json(remembered(row, newest.get(session_id, 0)))
+    return await written(services, lambda: remembered(row, newest.get(session_id, 0)))
 
 
 @router.patch("/{session_id}", **reference.CHANGE)
@@ -111,7 +118,7 @@ async def change(session_id: str, request: Request, services: Provided) -> Respo
     received = await receive_json(body, tensors="params")
     described = await session.lane.run(lambda: read_change(read_object(received.text)))
     await services.sessions.change(session, described)
-    return Response(await _represented(session), 200, _etag(session), JSON)
+    return await _represented(session)
 
 
 @router.delete("/{session_id}", **reference.DELETE)
@@ -121,14 +128,11 @@ async def delete(session_id: str, services: Provided) -> Response:
     return Response(status_code=204)
 
 
-async def _represented(session: Session) -> bytes:
+async def _represented(session: Session, status: int = 200) -> Response:
     # In a thread: a session may have a hundred thousand tensors.
-    return await session.lane.run(lambda: write_json(represent(session)))
+    def reply() -> Response:
+        document = represent(session)
+        # Its own: the session may have moved by the time that it is written.
+        return Response(write_json(document), status, {"ETag": f'"{document["etag"]}"'}, JSON)
 
-
-def _etag(session: Session) -> dict[str, str]:
-    return {"ETag": f'"{session.version.etag}"'}
-
-
-def _json(value: dict[str, Any]) -> Response:
-    return Response(write_json(value), media_type=JSON)
+    return await session.lane.run(reply)

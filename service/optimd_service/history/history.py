@@ -82,7 +82,7 @@ class History:
         self._recorder.put(Created(row))
 
     def session_changed(self, row: SessionRow) -> None:
-        """Record the session's name and spec as they now are."""
+        """Record the session's name, optimizer and spec as they now are."""
         self._recorder.put(Changed(row))
 
     def step(self, row: StepRow) -> None:

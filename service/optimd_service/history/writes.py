@@ -108,13 +108,19 @@ _INSERT_NEW: Mapping[str, Callable[[type[SessionRecord | StepRecord]], Executabl
 _CHANGE_SESSION = (
     update(SessionRecord)
     .where(SessionRecord.id == bindparam("session_id"))
-    .values(name=bindparam("new_name"), spec=bindparam("new_spec"))
+    .values(name=bindparam("new_name"), optimizer=bindparam("new_optimizer"), spec=bindparam("new_spec"))
 )
 _DELETE_SESSION = delete(SessionRecord).where(SessionRecord.id == bindparam("session_id"))
 
 
 def _changed_values(row: Changed) -> Values:
-    return {"session_id": row.session.id, "new_name": row.session.name, "new_spec": row.session.spec}
+    session = row.session
+    return {
+        "session_id": session.id,
+        "new_name": session.name,
+        "new_optimizer": session.optimizer,
+        "new_spec": session.spec,
+    }
 
 
 def _deleted_values(row: Deleted) -> Values:

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from optimd_service.optim.update import BLOCK
+from optimd_service.optim.blocks import BLOCK
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -9,7 +9,10 @@ from typing import Any, get_args
 
 from optimd_service.optim.catalogue import OPTIMIZERS, describe
 from optimd_service.optim.optimizer import Optimizer
+from optimd_service.optim.refused import REFUSED
 from optimd_service.optim.state_dtype import StateDtype, bytes_per_parameter, compressible
+
+__all__ = ["REFUSED", "catalogue", "page"]
 
 
 @cache

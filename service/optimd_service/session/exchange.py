@@ -45,8 +45,14 @@ class Exchange:
 
     def moving(self, working: Working) -> dict[str, torch.Tensor]:
         """Copies of the old buffers that change places."""
-        moved = {source for name, source in self.carried.items() if not self.stays(name)}
+        moved = {
+            source for name, source in self.carried.items() if not self.stays(name) and self._is_kept(source, working)
+        }
         return {source: read_buffer(working, self.before, source).clone() for source in moved}
+
+    def _is_kept(self, source: str, working: Working) -> bool:
+        """Whether there is such a buffer by now: one that a new schedule needs comes with the first push under it."""
+        return self.before.stored(source).keys() <= working.state.keys()
 
     def report(self) -> dict[str, Any]:
         """What a caller is told."""
@@ -112,7 +118,7 @@ def exchange_(working: Working, change: Exchange, old: Mapping[str, torch.Tensor
             for tensor in after.stored(name):
                 working.state[tensor].zero_()
     for name, source in change.carried.items():
-        if not change.stays(name):
+        if source in old and not change.stays(name):
             write_buffer_(working, after, name, old[source])
     for tensor in working.state.keys() - after.buffers.keys():
         del working.state[tensor]

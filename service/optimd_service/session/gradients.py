@@ -34,19 +34,20 @@ def rescale_(policy: Policy, working: Working, *, finite: bool) -> None:
 
 
 def is_within_range(
-    grads: torch.Tensor, norm: float, policy: Policy, numbers: Mapping[str, Mapping[str, float]]
+    grads: torch.Tensor, norm: float, policy: Policy, numbers: Mapping[str, Mapping[str, float]], longest: float
 ) -> bool:
-    """Whether gradients are finite, and stay so when they are un-scaled and added to those of the pushes before.
+    """Whether gradients can be stepped with, also when they are un-scaled and added to those of the pushes before.
 
     Args:
       grads: shape [trained], as pushed; only their dtype is looked at.   norm: their 2-norm.
+      longest: the 2-norm up to which the optimizer takes them.
     """
     scale = scale_of(policy, numbers)
     if scale is None and policy.accumulate is None:
-        return norm < math.inf
+        return norm < math.inf and norm <= longest
     # No element of a sum is larger than the sum of the norms.
     bound = norm / (scale or 1) + numbers.get(ACCUMULATE, {}).get("norm", 0.0)
-    return norm < math.inf and bound < torch.finfo(grads.dtype).max
+    return norm < math.inf and bound < torch.finfo(grads.dtype).max and bound <= longest
 
 
 def gather_(

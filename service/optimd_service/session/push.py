@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from optimd_service.errors import KeyReused, NonfiniteGradients, StateDamaged
+from optimd_service.errors import KeyReused, NonfiniteGradients
 from optimd_service.optim.hyperparameters import Hyperparameters
 from optimd_service.optim.judge import judge, nonfinite_tensors, zero_nonfinite_
 from optimd_service.optim.schedules import advance
@@ -22,12 +21,11 @@ from optimd_service.session.plan import SCHEDULE, Plan
 from optimd_service.session.rows import Landed, require_rows
 from optimd_service.session.settings import group_overrides
 from optimd_service.session.updating import average_, update_groups_
+from optimd_service.session.writing import writing
 from optimd_service.store.contract import Remembered, StoredState, Working
 from optimd_service.types import Outcome, Receipt, Version
 from optimd_service.wire.json import finite_or_none
 from optimd_service.wire.received import Received
-
-log = logging.getLogger("optimd")
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,8 @@ class Push:
             _ = self.digest  # of the body as it came: gradients are worked on where it landed
         plan = self.plan
         norm = self._land(place)
-        working = self.state.begin(plan.buffers)
-        try:
+        with writing(self.state, plan.buffers, self.session) as working:
             return self._skip(working) if norm is None else self._step(working, norm, place)
-        except Exception as error:
-            self.state.abandon(working, written=True)
-            log.exception("session %s: an update failed half-way", self.session)
-            raise StateDamaged("The update failed half-way; create a new session from your last pull.") from error
 
     def _repeated(self, first: Remembered) -> Receipt:
         if first.digest != self.digest:
@@ -124,15 +117,15 @@ class Push:
         if not norm < math.inf and policy.nonfinite == "zero" and policy.loss_scale is None:
             zero_nonfinite_(self.grads)
             norm = judge(self.grads, place.each)
-        decent = norm <= self.plan.settings.optimizer.longest
-        if decent and is_within_range(self.grads, norm, policy, self.state.read_state().numbers):
+        longest = self.plan.settings.optimizer.longest
+        if is_within_range(self.grads, norm, policy, self.state.numbers, longest):
             return norm
         if policy.nonfinite == "skip" or policy.loss_scale is not None:
             return None
         names = nonfinite_tensors(self.grads, layout.trained)
         found = f"NaN or infinity in the gradients of {', '.join(map(repr, names))}"
         raise NonfiniteGradients(
-            f"{found if names else 'The sum of these gradients and those before them may be infinite'}. "
+            f"{found if names else 'These gradients, or their sum with those before them, are too large to step'}. "
             "Nothing was changed: lower the learning rate or look at the loss, or create the session with `nonfinite` "
             "skip or zero.",
             tensors=names,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from optimd_service.session.policy import Policy
 from optimd_service.session.session import Session
 from optimd_service.types import SessionRow
 from optimd_service.wire.dtypes import DTYPE_NAMES
@@ -15,7 +16,8 @@ DETAILS = ("tensors", "hyperparameters")
 
 def represent(session: Session) -> dict[str, Any]:
     """The whole representation."""
-    layout, settings = session.layout, session.settings
+    plan = session.plan  # once: a change may come meanwhile
+    layout, settings = plan.layout, plan.settings
     return {
         "id": session.id,
         "name": session.name,
@@ -28,7 +30,7 @@ def represent(session: Session) -> dict[str, Any]:
             for name, group in session.blueprint.groups.items()
         ],
         "hyperparameters": {name: hyper.model_dump(mode="json") for name, hyper in settings.resolved.items()},
-        **_policy(session),
+        **_policy(plan.policy),
         "seed": session.blueprint.description.seed,
         "storage": session.blueprint.description.storage.model_dump(),
         "durability": session.blueprint.description.durability,
@@ -55,8 +57,7 @@ def progress(session: Session) -> dict[str, Any]:
     }
 
 
-def _policy(session: Session) -> dict[str, Any]:
-    policy = session.policy
+def _policy(policy: Policy) -> dict[str, Any]:
     models = {name: getattr(policy, name) for name in ("schedule", "clip", "accumulate", "loss_scale", "ema", "swa")}
     return {
         "nonfinite": policy.nonfinite,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,20 +25,16 @@ from optimd_service.session.plan import Plan
 from optimd_service.session.policy import Policy
 from optimd_service.session.preconditions import Match, Precondition
 from optimd_service.session.push import Push
+from optimd_service.session.rehearsal import rehearse
 from optimd_service.session.settings import Settings, own_values
 from optimd_service.session.turns import Turns
 from optimd_service.session.waiters import Waiters
+from optimd_service.session.writing import writing
 from optimd_service.store.contract import Snapshot, StoredState, Working
 from optimd_service.types import Buffers, EventRow, Layout, Receipt, StepRow, Version, utc_now
 from optimd_service.wire.encode import Encoder
 from optimd_service.wire.landing import HeaderReader
 from optimd_service.wire.received import Received
-
-# The one arithmetic on the event loop: up to here a push is applied in some 40 µs, and handing it to a thread and back
-# takes 150 to 300 µs, in which no other request is served any sooner.
-TINY = 2**14
-FEW_GROUPS = 4
-FEW_TENSORS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +79,7 @@ class Session:
     @property
     def tiny(self) -> bool:
         """Small enough in every respect to be stepped on the event loop."""
-        few = len(self.layout.groups) <= FEW_GROUPS and len(self.layout.tensors) <= FEW_TENSORS
-        return self.layout.numel <= TINY and few and self.settings.optimizer.shapes is None
+        return self.plan.tiny
 
     @property
     def layout(self) -> Layout:
@@ -98,7 +92,7 @@ class Session:
     @property
     def loss_scale_now(self) -> float | None:
         """What the next loss is to be multiplied by; None without loss scaling."""
-        return scale_of(self.policy, self._state.read_state().numbers) if self.policy.loss_scale else None
+        return scale_of(self.policy, self._state.numbers) if self.policy.loss_scale else None
 
     @property
     def held_bytes(self) -> int:
@@ -182,7 +176,7 @@ class Session:
             new = torch.empty(self.layout.numel, dtype=self.layout.dtype) if place is None else place
             received.land_(new, self.layout)
             refuse_nonfinite(new, self.layout)
-            self._replace(lambda working: working.params.copy_(new))
+            self._replace(lambda working: working.params.copy_(new), {})
 
         return await self._replacement(put_, "params_put")
 
@@ -192,15 +186,16 @@ class Session:
         Raises: InvalidField, NonfiniteParams.
         """
         return await self._replacement(
-            lambda: self._replace(import_state_(received), received.sizes),
+            lambda: self._replace(import_state_(received), {**self.plan.buffers, **received.sizes}),
             "state_put",
         )
 
-    def _replace(self, write_: Callable[[Working], Any], buffers: Buffers = MappingProxyType({})) -> None:
-        working = self._state.begin({**self.plan.buffers, **buffers})
-        write_(working)
-        version = self.version
-        self._state.commit(working, Version(version.step, version.generation + 1), {})
+    def _replace(self, write_: Callable[[Working], Any], buffers: Buffers) -> None:
+        """Publish what ``write_`` writes as the next generation."""
+        with writing(self._state, buffers, self.id) as working:
+            write_(working)
+            step, generation = self.version
+            self._state.commit(working, Version(step, generation + 1), {})
 
     async def _replacement(self, put_: Callable[[], None], kind: str) -> Version:
         async with self._turns.writing:
@@ -239,26 +234,27 @@ class Session:
         """Let those go who wait for a step: the server ends, and would wait for them."""
         self._waiters.send_home()
 
-    async def exchange(self, wanted: OptimizerExchange, match: Match | None) -> dict[str, Any]:
-        """Give the session another optimizer, and say what became of the old one's state.
+    async def exchange(self, wanted: OptimizerExchange, match: Match | None) -> tuple[Exchange, Version]:
+        """Give the session another optimizer: what became of the old one's state, and where the session stands then.
 
-        Raises: SessionNotFound, StaleStep, InvalidField, InvalidHyperparameter, InsufficientMemory.
+        Raises: SessionNotFound, StaleStep, InvalidField, InvalidHyperparameter, InsufficientMemory, StateDamaged.
         """
-        async with self.replacing(match), self._turns.writing:
-            self._check_alive()
-            change = await self.lane.run(exchange, self.plan, wanted)
-            await self.lane.run(self._exchange, change)
-            self.plan = change.after
+        async with self.replacing(match):
+            await self.lane.run(lambda: rehearse(exchange(self.plan, wanted).after))  # while others may still pull
+            async with self._turns.writing:
+                self._check_alive()
+                change = await self.lane.run(self._exchange, wanted)
+                version = self.version
         self._event("optimizer_changed", change.report())
         self._waiters.wake()
-        return change.report()
+        return change, version
 
-    def _exchange(self, change: Exchange) -> None:
+    def _exchange(self, wanted: OptimizerExchange) -> Exchange:
+        change = exchange(self.plan, wanted)
         old = change.moving(self._state.read_state())
-        working = self._state.begin(change.after.buffers)
-        exchange_(working, change, old)
-        version = self.version
-        self._state.commit(working, Version(version.step, version.generation + 1), {})
+        self._replace(lambda working: exchange_(working, change, old), change.after.buffers)
+        self.plan = change.after
+        return change
 
     async def change(self, change: SessionChange) -> None:
         """Change name, policy or hyperparameters for all later steps; all or nothing.
@@ -268,11 +264,16 @@ class Session:
         # Not while a step is taken: a new schedule begins behind it.
         async with self._turns.writing:
             self._check_alive()
-            own = own_values([(group.name, group.hyperparameters) for group in change.groups])
-            settings = self.settings.changed(change.optimizer, own)
-            self.plan = replace(self.plan, settings=settings, policy=self.policy.changed(change, self.version.step))
-            self.name = self.name if change.name is None else change.name
+            await self.lane.run(self._change, change)
         self._event("changed", change.model_dump(mode="json", exclude_unset=True))
+
+    def _change(self, change: SessionChange) -> None:
+        own = own_values([(group.name, group.hyperparameters) for group in change.groups])
+        settings = self.settings.changed(change.optimizer, own)
+        plan = replace(self.plan, settings=settings, policy=self.policy.changed(change, self.version.step))
+        rehearse(plan)
+        self.plan = plan
+        self.name = self.name if change.name is None else change.name
 
     async def delete(self) -> None:
         """Wait for the push that is being applied, and take no other."""

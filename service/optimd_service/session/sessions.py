@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import torch
 
@@ -15,12 +14,13 @@ from optimd_service.session.arithmetic import Arithmetic, Lane
 from optimd_service.session.blueprint import Blueprint
 from optimd_service.session.creation import Fill, fill, initialise
 from optimd_service.session.description import OptimizerExchange, SessionChange
+from optimd_service.session.exchange import Exchange
 from optimd_service.session.preconditions import Match
 from optimd_service.session.rehearsal import rehearse
 from optimd_service.session.representation import represent
 from optimd_service.session.session import Session
 from optimd_service.store.contract import Store, StoredState
-from optimd_service.types import EventRow, SessionRow
+from optimd_service.types import EventRow, SessionRow, Version
 
 
 def new_session_id() -> str:
@@ -54,17 +54,23 @@ class Sessions:
         session_id = new_session_id()
         lane = self.arithmetic.lane(blueprint.layout.numel)
         plan = blueprint.plan
-        state = await lane.run(self._store.create, session_id, plan.layout, plan.buffers, plan.grads)
+
+        def make_room() -> StoredState:
+            return self._store.create(session_id, plan.layout, plan.buffers, plan.grads)
+
+        def begin(state: StoredState) -> tuple[Session, SessionRow]:
+            rehearse(plan)
+            session = Session(session_id, blueprint, state, lane, self.history)
+            return session, _row(session)
+
+        # In threads: a session may have a hundred thousand tensors to lay out and to describe.
         try:
+            state = await lane.run(make_room)
             await self._first_weights(lane, blueprint, state, arrive)
+            session, row = await lane.run(begin, state)
         except BaseException:
             self._store.drop(session_id)
             raise
-        session = Session(session_id, blueprint, state, lane, self.history)
-        if session.tiny:
-            await lane.run(rehearse, plan)
-        # In a thread: a session may have a hundred thousand tensors to describe.
-        row = await lane.run(_row, session)
         self._live[session_id] = session
         self.history.session_created(row)
         self.history.event(EventRow(session_id, "created", 0, {}))
@@ -117,11 +123,13 @@ class Sessions:
         await session.change(change)
         await self._describe(session)
 
-    async def exchange(self, session: Session, wanted: OptimizerExchange, match: Match | None) -> dict[str, Any]:
-        """Give a session another optimizer and record it; what ``Session.exchange`` raises, and what it reports."""
-        report = await session.exchange(wanted, match)
+    async def exchange(
+        self, session: Session, wanted: OptimizerExchange, match: Match | None
+    ) -> tuple[Exchange, Version]:
+        """Give a session another optimizer and record it; what ``Session.exchange`` raises, and what it returns."""
+        changed = await session.exchange(wanted, match)
         await self._describe(session)
-        return report
+        return changed
 
     async def _describe(self, session: Session) -> None:
         row = await session.lane.run(_row, session)

@@ -65,6 +65,10 @@ class StoredState(Protocol):
         """Memory that weights, gradients and state take."""
 
     @property
+    def numbers(self) -> Mapping[str, Mapping[str, float]]:
+        """What is remembered in single numbers, of the version that is committed now; to be read only."""
+
+    @property
     def durable_step(self) -> int:
         """The newest step that a crash now would not lose."""
 

@@ -105,6 +105,10 @@ class DeviceState:
         return self._weights.version
 
     @property
+    def numbers(self) -> Mapping[str, Mapping[str, float]]:
+        return self._numbers
+
+    @property
     def durable_step(self) -> int:
         return 0  # nothing here outlives the process
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from optimd_service.errors import InvalidField, NotAcceptable
 from optimd_service.types import Layout
 from optimd_service.wire.dtypes import DTYPE_NAMES
-from optimd_service.wire.flat import flat_bytes, tensor_bytes
+from optimd_service.wire.flat import flat_bytes
 from optimd_service.wire.json import MAX_JSON_PARAMETERS, tensors_to_json, write_json
 from optimd_service.wire.safetensors import assemble_header, write_entries, write_metadata
 
@@ -38,6 +38,7 @@ class Encoder:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._numbers = _numbers(layout.shapes.values())  # counted here, in a thread: a push in JSON asks on the loop
         self._entries: dict[torch.dtype, bytes] = {}
 
     def nothing(self, metadata: Mapping[str, str]) -> Encoded:
@@ -66,8 +67,7 @@ class Encoder:
         else:
             entries = self._all_entries(dtype)
         head = assemble_header(write_metadata(metadata), entries)
-        # flat_bytes where it will do: it is the cheaper by far, and called at every small step.
-        return Encoded(head, flat_bytes(flat) if dtype == flat.dtype else tensor_bytes(flat.to(dtype)))
+        return Encoded(head, flat_bytes(flat if dtype == flat.dtype else flat.to(dtype)))
 
     def json(
         self, flat: torch.Tensor, *, names: Sequence[str] | None = None, dtype: torch.dtype | None = None
@@ -76,16 +76,18 @@ class Encoder:
 
         Raises: NotAcceptable above a million parameters, InvalidField for an unknown name.
         """
-        wanted = list(self._layout.spans) if names is None else self._wanted(names)
+        wanted = None if names is None else self._wanted(names)
         self.check_json(wanted)
         views = self._layout.views(flat)
-        return tensors_to_json({name: views[name].to(dtype or self._layout.dtype) for name in wanted})
+        return tensors_to_json(
+            {name: views[name].to(dtype or self._layout.dtype) for name in (views if wanted is None else wanted)}
+        )
 
     def check_json(self, names: Sequence[str] | None = None) -> None:
         """Refuse what JSON does not carry, before anything is done for it. Raises: NotAcceptable."""
         shapes = self._layout.shapes
-        # An empty tensor of shape [n, 0] is n lists.
-        if sum(math.prod(size or 1 for size in shapes[name]) for name in names or shapes) > MAX_JSON_PARAMETERS:
+        numbers = self._numbers if names is None else _numbers(shapes[name] for name in names)
+        if numbers > MAX_JSON_PARAMETERS:
             raise NotAcceptable(
                 f"JSON carries at most {MAX_JSON_PARAMETERS} parameters; send `Accept: application/vnd.safetensors`, "
                 "or name fewer tensors."
@@ -111,6 +113,11 @@ class Encoder:
         return write_entries({name: (DTYPE_NAMES[dtype], self._layout.shapes[name]) for name in names})
 
 
+def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
+    """How many numbers or lists tensors of these shapes are: an empty one of shape [n, 0] is n lists."""
+    return sum(math.prod(size or 1 for size in shape) for shape in shapes)
+
+
 def encode_json(value: Any) -> Encoded:
     """A JSON body."""
     return Encoded(write_json(value), memoryview(b""))
@@ -120,4 +127,4 @@ def encode_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
     """Encode separate tensors as safetensors, joined into one piece of memory."""
     entries = write_entries({name: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()})
     payload = torch.cat([tensor.reshape(-1) for tensor in tensors.values()]) if tensors else torch.empty(0)
-    return Encoded(assemble_header(write_metadata(metadata), entries), tensor_bytes(payload))
+    return Encoded(assemble_header(write_metadata(metadata), entries), flat_bytes(payload))

@@ -33,6 +33,9 @@ class Contract:
         kind = response.headers.get("content-type")
         content = promised.get("content", {})
         assert kind in content if response.content else not content, f"undocumented {kind}: {_shown(response)}"
+        if kind == "application/problem+json":
+            slug = response.json()["type"].removeprefix("/problems/")
+            assert slug in content[kind]["examples"], f"undocumented problem: {_shown(response)}"
         if kind is not None and "json" in kind:
             self.validate(content[kind]["schema"], response.json())
 

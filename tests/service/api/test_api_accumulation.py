@@ -172,3 +172,14 @@ def test_accumulation_is_fixed_when_a_session_is_created(http: httpx.Client) -> 
     subject = Subject.create(http, accumulate={"steps": 2})
     for field in ("accumulate", "loss_scale", "ema", "swa", "centralize", "maximize"):
         assert_refused(http.patch(subject.path, json={field: None}), 422, "invalid-field", field=field)
+
+
+def test_pushes_that_are_together_too_long_for_the_optimizer_are_refused(http: httpx.Client) -> None:
+    params = {"w": torch.ones(2, 2)}
+    subject = Subject.create(http, "soap", params=params, accumulate={"steps": 2})
+    long = {"w": torch.full((2, 2), 0.4e15)}
+    assert receipt_of(subject.push(long))["outcome"] == "buffered"
+    before = subject.stands()
+    assert_refused(subject.push(long), 422, "nonfinite-gradients", tensors=[])
+    assert subject.stands() == before
+    assert receipt_of(subject.push({"w": torch.zeros(2, 2)}))["outcome"] == "applied"

@@ -35,14 +35,16 @@ def test_a_task_is_answered_with_choices_and_their_reasons(http: httpx.Client) -
     assert answer["needed_bytes"] is None
 
 
+@pytest.mark.parametrize("room", [8, 5, 3], ids="{} bytes".format)
 @pytest.mark.parametrize("model", ["mlp", "linear", "resnet", "language_model", "gan", "recommender", "rnn"])
-def test_every_choice_is_a_session_that_can_be_created(http: httpx.Client, model: str) -> None:
-    for found in ask(http, model=model, parameters=650, steps=1000)["recommendations"]:
+def test_every_choice_is_a_session_that_can_be_created(http: httpx.Client, model: str, room: int) -> None:
+    for found in ask(http, model=model, parameters=650, steps=1000, memory_bytes=650 * room)["recommendations"]:
         body = {
             "optimizer": {"name": found["optimizer"], **found["hyperparameters"]},
             "tensors": TENSORS[:1] if found["optimizer"] == "muon" else TENSORS,
             "groups": found["groups"],
             "schedule": found["schedule"],
+            "state_dtype": found["state_dtype"],
             **({"clip": found["clip"]} if found["clip"] else {}),
         }
         reply = http.post("/v1/sessions", json=body)

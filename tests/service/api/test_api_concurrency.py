@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -173,6 +174,26 @@ def test_putting_and_stepping_at_once_never_mix(even: Subject) -> None:
 
     at_once([put, push])
     assert even.etag() == '"5.5"'
+
+
+def test_a_session_is_shown_with_the_etag_of_its_own_description(http: httpx.Client, subject: Subject) -> None:
+    done = threading.Event()
+
+    def push_all() -> None:
+        try:
+            for n in range(200):
+                assert subject.push(GRADS, key=f"k{n}", pull="none").status_code == 200
+        finally:
+            done.set()
+
+    def look() -> set[bool]:
+        same = {True}
+        while not done.is_set():
+            reply = http.get(subject.path)
+            same.add(reply.headers["etag"] == f'"{reply.json()["etag"]}"')
+        return same
+
+    assert at_once([push_all, look])[1] == {True}
 
 
 def test_a_session_deleted_under_its_users_answers_every_one(http: httpx.Client) -> None:

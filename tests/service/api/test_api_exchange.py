@@ -294,3 +294,26 @@ def test_an_optimizer_that_is_given_all_of_its_moments_goes_on_with_their_count(
     reply = subject.http.get(f"{subject.path}/state")
     header = reply.content[8 : 8 + int.from_bytes(reply.content[:8], "little")]
     assert json.loads(header)["__metadata__"]["step"] == "5"
+
+
+def test_a_buffer_that_a_new_schedule_asks_for_can_be_carried_before_the_first_push_under_it(
+    http: httpx.Client,
+) -> None:
+    subject = Subject.create(http, "sgd", lr=0.1)
+    subject.push()
+    cyclic = {"name": "cyclic", "base_lr": 0.01, "max_lr": 0.1, "step_size_up": 2}
+    assert http.patch(subject.path, json={"schedule": cyclic}).status_code == 200
+    report = exchanged(subject, name="adagrad", carry={"sum": "momentum_buffer"})
+    assert report["carried"] == {"sum": "momentum_buffer"}
+    assert not state_of(subject)
+    assert subject.push().status_code == 200
+
+
+def test_a_schedule_that_began_under_way_goes_on_under_the_new_optimizer(http: httpx.Client) -> None:
+    subject = Subject.create(http, "adam", lr=1.0)
+    subject.push()
+    assert http.patch(subject.path, json={"schedule": {"name": "exponential", "gamma": 0.5}}).status_code == 200
+    subject.push()
+    exchanged(subject, name="sgd", lr=8.0)
+    subject.push()
+    assert [row["lr"] for row in subject.steps()] == [1, 1, 4]

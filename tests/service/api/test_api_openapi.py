@@ -82,6 +82,17 @@ def test_every_problem_but_those_of_the_routing_is_documented_somewhere(contract
     assert {cls.slug for cls in every_problem() if f"`{cls.slug}`" not in text} == elsewhere
 
 
+def test_every_parameter_says_what_it_is(contract: Contract) -> None:
+    parameters = [
+        (method, path, parameter["name"], parameter.get("description"))
+        for path, method, operation in operations(contract.document)
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] != "path"
+    ]
+    assert {name for *_, name, _ in parameters} >= {"weights", "strict", "dtype", "names", "pull", "status", "If-Match"}
+    assert [parameter for parameter in parameters if not parameter[-1]] == []
+
+
 def test_examples_keep_to_their_schemas_and_are_taken(http: httpx.Client, contract: Contract) -> None:
     shown = {
         (method, path): operation["requestBody"]["content"]["application/json"]

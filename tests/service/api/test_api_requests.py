@@ -133,6 +133,9 @@ def test_a_step_that_never_was_is_not_found(subject: Subject) -> None:
 def test_an_optimizer_that_there_is_not_is_not_found(http: httpx.Client) -> None:
     for name in ("adamz", "__proto__", "x" * 3000):
         assert_refused(http.get(f"/v1/optimizers/{name}"), 404, "optimizer-not-found")
+    reply = http.get("/v1/optimizers/LBFGS")
+    assert_refused(reply, 404, "optimizer-not-found")
+    assert "evaluates the loss several times" in reply.json()["detail"]
 
 
 def test_every_problem_has_its_page(http: httpx.Client) -> None:

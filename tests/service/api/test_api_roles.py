@@ -230,6 +230,14 @@ def test_gradients_may_be_kept_in_bfloat16_beside_frozen_tensors_and_not_beside_
     assert_refused(http.post("/v1/sessions", json=body), 422, "invalid-field", field="grad_dtype")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
+def test_gradients_kept_in_bfloat16_come_in_any_dtype(http: httpx.Client, dtype: torch.dtype) -> None:
+    weights = cut(WEIGHTS, *GRADS)
+    subject = Subject.create(http, "sgd", params=weights, grad_dtype="BF16", lr=1.0)
+    receipt_of(subject.push({name: grad.to(dtype) for name, grad in GRADS.items()}))
+    assert_equal(subject.pull(), {name: weights[name] - GRADS[name] for name in GRADS})
+
+
 def test_a_session_without_trained_tensors_takes_buffers_alone(http: httpx.Client) -> None:
     subject = Subject.create(http, params=cut(WEIGHTS, "mean", "var"), buffers=["*"])
     assert receipt_of(push(subject, "safetensors", {}, STATISTICS))["step"] == 1

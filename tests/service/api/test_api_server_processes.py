@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -151,3 +153,10 @@ def test_training_goes_on_while_the_history_database_does_not_answer(tmp_path: P
         while http.get("/readyz").status_code == 503:
             pass
         assert [row["step"] for row in subject.steps()] == [1, 2, 3]
+
+
+def test_the_command_says_what_is_not_installed() -> None:
+    program = "import sys; sys.modules['uvicorn'] = None; from optimd_service.entry import main; main()"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("optimd-server needs uvicorn, which is not installed: pip install 'optimd[server]'")

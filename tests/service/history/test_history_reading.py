@@ -43,8 +43,9 @@ async def test_times_are_given_back_aware_and_in_utc(history: History) -> None:
 
 async def test_a_change_keeps_when_and_by_whom_a_session_was_created(history: History) -> None:
     history.session_created(session_row("a"))
-    history.session_changed(replace(session_row("a", name="letters", spec={"seed": 1}), created_at=datetime.now(UTC)))
-    assert await history.session("a") == session_row("a", name="letters", spec={"seed": 1})
+    changed = replace(session_row("a", name="letters", spec={"seed": 1}), optimizer="lion")
+    history.session_changed(replace(changed, created_at=datetime.now(UTC)))
+    assert await history.session("a") == changed
 
 
 async def test_events_are_numbered_in_the_order_recorded(history: History) -> None:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from optimd_service.optim.blocks import BLOCK
 from optimd_service.optim.catalogue import OPTIMIZERS
 from optimd_service.optim.judge import judge
 from optimd_service.optim.state_dtype import StateDtype
-from optimd_service.optim.update import BLOCK
 from optimd_service.session.arithmetic import Lane
 from optimd_service.session.plan import Plan
 from optimd_service.session.policy import Policy

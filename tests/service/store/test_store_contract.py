@@ -212,6 +212,7 @@ def test_an_update_that_failed_half_way_is_never_shown(state: StoredState) -> No
     for use in (state.snapshot, state.read_state, lambda: state.begin({})):
         with pytest.raises(StateDamaged):
             use()
+    assert (state.version, state.numbers) == (Version(0, 0), {})  # what a session is shown by
 
 
 def test_a_session_beyond_the_budget_takes_nothing(new_store: NewStore) -> None:

@@ -1,0 +1,44 @@
+"""Problems, and how the server is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from optimd_service.api.documents.base import Document
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457; further members are evidence."""
+
+    type: str = Field(pattern="^/problems/[a-z-]+$")
+    title: str
+    status: int
+    detail: str
+
+
+class ProblemMeaning(Document):
+    type: str
+    status: int
+    title: str
+
+
+class ProblemList(Document):
+    problems: list[ProblemMeaning]
+
+
+class HistoryHealthDocument(Document):
+    pending: int
+    dropped: int
+    failing: bool
+
+
+class Readiness(Document):
+    status: Literal["ready"]
+    sessions: int
+    history: HistoryHealthDocument
+
+
+class Liveness(Document):
+    status: Literal["alive"]
