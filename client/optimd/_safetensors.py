@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from optimd.errors import MalformedReply
 
 Array: TypeAlias = NDArray[Any]
+WireDtype = Literal["f32", "bf16", "f16", "f64"]
+"""What weights can be pulled in."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from itertools import pairwise
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.table import Table
 from rich.text import Text
 
-from optimd.models import Advice, OptimizerInfo, Reason, SessionInfo, Step
+from optimd.models import Advice, OptimizerInfo, Reason, Recommendation, SessionInfo, Step
 
+ROOMY = 110
+"""Columns of a terminal from which on a row has room for everything."""
 _BARS = "▁▂▃▄▅▆▇█"
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -38,24 +40,32 @@ def size(count: float) -> str:
     return f"{count:.4g} TiB"
 
 
-def _table(title: str, columns: Sequence[str], *, numeric: Iterable[str] = ()) -> Table:
+def _table(title: str, columns: Sequence[str], *, numeric: Collection[str] = (), whole: Collection[str] = ()) -> Table:
+    """Args: numeric, whole: columns whose cells are not broken over lines; those of ``numeric`` stand to the right."""
     table = Table(title=plain(title), title_justify="left", header_style="bold")
     for column in columns:
-        table.add_column(plain(column), justify="right" if column in numeric else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in numeric else "left"
+        no_wrap = column in numeric or column in whole
+        header = Text("\n").join(map(plain, column.split("\n")))
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=no_wrap)
     return table
 
 
-def sessions_table(sessions: Iterable[SessionInfo]) -> Table:
+def sessions_table(sessions: Iterable[SessionInfo], width: int = ROOMY) -> Table:
+    """One session a row, its id on one line; without memory and time where ``width`` columns have no room for them."""
     columns = ("id", "name", "status", "optimizer", "step", "parameters", "memory", "created")
-    table = _table("Sessions", columns, numeric={"step", "parameters", "memory"})
+    shown = len(columns) if width >= ROOMY else len(columns) - 2
+    table = _table("Sessions", columns[:shown], numeric={"step", "parameters", "memory"}, whole={"id", "status"})
     for info in sessions:
         texts = (info["id"], info["name"], info["status"], info["optimizer"]["name"])
-        counts = (str(info["step"]), f"{info['parameters']:,}", size(info["bytes"]), info["created_at"])
-        table.add_row(*map(plain, (*texts, *counts)))
+        created = _clock(datetime.fromisoformat(info["created_at"]))
+        counts = (str(info["step"]), f"{info['parameters']:,}", size(info["bytes"]), created)
+        table.add_row(*map(plain, (*texts, *counts)[:shown]))
     return table
 
 
-_POLICY = ("schedule", "clip", "centralize", "maximize", "accumulate", "loss_scale", "ema", "swa")
+_POLICY = ("schedule", "clip", "centralize", "maximize", "accumulate", "loss_scale", "loss_scale_now", "ema", "swa")
+_KEPT = ("state_dtype", "grad_dtype")
 
 
 def facts_table(info: SessionInfo) -> Table:
@@ -64,7 +74,7 @@ def facts_table(info: SessionInfo) -> Table:
     facts: dict[str, Any] = {key: info.get(key) for key in ("name", "status", "created_at", "step", "etag", "skipped")}
     facts |= {"optimizer": info["optimizer"]["name"], "parameters": f"{info['parameters']:,}"}
     facts |= {"memory": size(info["bytes"]), "nonfinite": info["nonfinite"]}
-    policy = {key: info.get(key) for key in _POLICY}
+    policy = {key: info.get(key) for key in (*_POLICY, *_KEPT)}
     facts |= {key: _said(value) for key, value in policy.items() if value}
     for key, value in facts.items():
         table.add_row(key, plain(value))
@@ -77,7 +87,7 @@ def _said(policy: object) -> object:
 
 def groups_table(info: SessionInfo) -> Table:
     groups = info["hyperparameters"]
-    names = sorted({name for settings in groups.values() for name in settings})
+    names = list(dict.fromkeys(name for settings in groups.values() for name in settings))
     table = _table("Groups", ("group", *names))
     for group, settings in groups.items():
         table.add_row(plain(group), *(plain(settings.get(name)) for name in names))
@@ -95,9 +105,10 @@ def tensors_table(info: SessionInfo) -> Table:
 
 
 def optimizers_table(optimizers: Iterable[OptimizerInfo]) -> Table:
-    table = _table("Optimizers", ("name", "summary", "state", "bytes/parameter"), numeric={"bytes/parameter"})
+    columns = ("name", "summary", "state", "bytes/parameter")
+    table = _table("Optimizers", columns, numeric={"bytes/parameter"}, whole={"name"})
     for info in optimizers:
-        texts = (info["name"], info["summary"], ", ".join(info["state"]) or "none", info["bytes_per_parameter"])
+        texts = (info["name"], info["summary"], ", ".join(info["state"]) or "none", number(info["bytes_per_parameter"]))
         table.add_row(*map(plain, texts))
     return table
 
@@ -113,14 +124,12 @@ def hyperparameters_table(info: OptimizerInfo) -> Table:
 
 def advice_tables(advice: Advice) -> Iterator[Table]:
     """The choices, why each of them, and what to mind; tables without a row are left out."""
-    columns = ("optimizer", "settings", "schedule", "clip", "groups", "state", "in all")
-    choices = _table("Recommended, the best first", columns, numeric={"state", "in all"})
-    reasons = _table("Why", ("", "reason", "source"))
+    columns = ("optimizer", "settings", "state", "in all")
+    choices = _table("Recommended, the best first", columns, numeric={"state", "in all"}, whole={"optimizer"})
+    reasons = _table("Why", ("", "reason", "source"), whole={""})
     for found in advice["recommendations"]:
-        clip = found["clip"] and _settings(found["clip"])
-        texts = (found["optimizer"], _settings(found["hyperparameters"]), _settings(found["schedule"]), clip)
         sizes = (size(found["memory"]["state_bytes"]), size(found["memory"]["total_bytes"]))
-        choices.add_row(*map(plain, (*texts, found["groups"] or None, *sizes)))
+        choices.add_row(plain(found["optimizer"]), _all_settings(found), *map(plain, sizes))
         _add_reasons(reasons, found["optimizer"], found["reasons"])
     warnings = _table("Mind", ("", "warning", "source"))
     _add_reasons(warnings, "", advice["warnings"])
@@ -132,6 +141,16 @@ def _add_reasons(table: Table, name: str, reasons: Iterable[Reason]) -> None:
         table.add_row(*map(plain, ("" if i else name, reason["text"], reason["source"])))
 
 
+def _all_settings(found: Recommendation) -> Text:
+    """The hyperparameters, and a line for each field beside them."""
+    beside = {"schedule": _settings(found["schedule"]), "clip": _settings(found["clip"] or {})}
+    groups = found["groups"]
+    beside["groups"] = groups if isinstance(groups, str) else json.dumps(groups) if groups else ""
+    beside["state_dtype"] = found["state_dtype"] if found["state_dtype"] != "f32" else ""
+    lines = (f"{field}: {said}" for field, said in beside.items() if said)
+    return Text("\n").join(map(plain, (_settings(found["hyperparameters"]), *lines)))
+
+
 def _settings(values: Mapping[str, Any]) -> str:
     return ", ".join(value if name == "name" else f"{name} {json.dumps(value)}" for name, value in values.items())
 
@@ -139,10 +158,13 @@ def _settings(values: Mapping[str, Any]) -> str:
 _STEP_COLUMNS = ("step", "outcome", "lr", "loss", "grad_norm", "update_norm", "param_norm", "committed")
 
 
-def steps_table(steps: Iterable[Step], title: str) -> Table:
-    table = _table(title, _STEP_COLUMNS, numeric=set(_STEP_COLUMNS) - {"outcome", "committed"})
+def steps_table(steps: Iterable[Step], title: str, width: int = ROOMY) -> Table:
+    """One step a row; without the time, and under headings of two lines, where ``width`` columns have no more room."""
+    shown = len(_STEP_COLUMNS) if width >= ROOMY else len(_STEP_COLUMNS) - 1
+    columns = [name if width >= ROOMY else name.replace("_", "\n") for name in _STEP_COLUMNS[:shown]]
+    table = _table(title, columns, numeric=set(columns) - {"outcome", "committed"}, whole={"committed"})
     for step in steps:
-        table.add_row(*map(plain, step_cells(step)))
+        table.add_row(*map(plain, step_cells(step)[:shown]))
     return table
 
 

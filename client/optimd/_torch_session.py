@@ -22,6 +22,7 @@ from optimd._torch_groups import (
     split,
 )
 from optimd._torch_weights import Gradient, LocalWeights
+from optimd.errors import ProblemError
 from optimd.models import Averaged, Receipt, StateDict
 from optimd.session import Session
 
@@ -163,6 +164,16 @@ class BoundSession:
         base, own = self._changes(wanted)
         if base or own:
             self.session.update(optimizer=base, groups=[{"name": name, **values} for name, values in own.items()])
+
+    def load(self, state: StateDict, wanted: Sequence[Values]) -> None:
+        """Make moments and hyperparameters those given; when the moments are refused, the hyperparameters stay, too."""
+        held = [dict(values) for values in self.held()]
+        self.set_hyperparameters(wanted)
+        try:
+            self.put_state(state)
+        except ProblemError:
+            self.set_hyperparameters(held)
+            raise
 
     def put_state(self, state: StateDict) -> None:
         """Put the moments in place of the session's; one that has not begun is given its weights first."""

@@ -80,8 +80,11 @@ def sessions(
     status: Annotated[SessionStatus, typer.Option(help="Which ones.")] = "live",
 ) -> None:
     """List the sessions, oldest first."""
-    found = list(ctx.obj.sessions(status))
-    _console().print(tables.sessions_table(found) if found else f"No sessions of status {status!r}.", markup=False)
+    found, console = list(ctx.obj.sessions(status)), _console()
+    if found:
+        console.print(tables.sessions_table(found, console.width))
+    else:
+        console.print(f"No sessions of status {status!r}.", markup=False)
 
 
 @app.command()
@@ -190,7 +193,7 @@ def _last_steps(session: Session, last: int) -> list[Step]:
 
 def _print_steps(session: Session, steps: list[Step], follow: bool) -> None:
     console = _console()
-    console.print(tables.steps_table(steps, f"Last {len(steps)} of {session.info['step']} steps"))
+    console.print(tables.steps_table(steps, f"Last {len(steps)} of {session.info['step']} steps", console.width))
     losses = [step.loss for step in steps if step.loss is not None]
     if len(losses) > 1:
         console.print(

@@ -11,10 +11,43 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal, NotRequired, Self, TypedDict
 
-from optimd._safetensors import Array
+from optimd._advice import (
+    Advice,
+    AdviceMemory,
+    ModelKind,
+    Reason,
+    Recommendation,
+    Symptom,
+    TaskData,
+    TaskFields,
+)
+from optimd._safetensors import Array, WireDtype
 from optimd.errors import MalformedReply
 
-WireDtype = Literal["f32", "bf16", "f16", "f64"]
+__all__ = [
+    "Advice",
+    "AdviceMemory",
+    "Averaged",
+    "CostInfo",
+    "Event",
+    "ExchangeReport",
+    "ModelKind",
+    "OptimizerInfo",
+    "Reason",
+    "Receipt",
+    "Recommendation",
+    "SessionInfo",
+    "SessionStatus",
+    "StateDict",
+    "Step",
+    "StepResult",
+    "Symptom",
+    "TaskData",
+    "TaskFields",
+    "TensorInfo",
+    "WireDtype",
+]
+
 Averaged = Literal["ema", "swa", "eval"]
 """Weights in place of the current ones: a session's averages, and those that its optimizer is to be evaluated at."""
 SessionStatus = Literal["live", "lost", "all"]
@@ -32,7 +65,7 @@ class TensorInfo(TypedDict):
 
 
 class SessionInfo(TypedDict):
-    """A session as the server described it, without `tensors` where it comes from a list.
+    """A session as the server described it, without `hyperparameters` and `tensors` where it comes from a list.
 
     `parameters` counts elements, `bytes` weights, gradient buffer and state; `hyperparameters` maps each group's
     name to its full set; `tensors` stand in layout order.
@@ -50,7 +83,7 @@ class SessionInfo(TypedDict):
     bytes: int
     optimizer: dict[str, Any]
     groups: list[dict[str, Any]]
-    hyperparameters: dict[str, dict[str, Any]]
+    hyperparameters: NotRequired[dict[str, dict[str, Any]]]
     nonfinite: Literal["reject", "skip", "zero"]
     schedule: NotRequired[dict[str, Any] | None]
     clip: NotRequired[dict[str, Any] | None]
@@ -61,11 +94,19 @@ class SessionInfo(TypedDict):
     ema: NotRequired[dict[str, Any] | None]
     swa: NotRequired[dict[str, Any] | None]
     state_dtype: NotRequired[str]
+    grad_dtype: NotRequired[str | None]
+    seed: NotRequired[int]
+    storage: NotRequired[dict[str, Any]]
+    durability: NotRequired[str]
     tensors: NotRequired[list[TensorInfo]]
 
 
 class OptimizerInfo(TypedDict):
-    """One optimizer of the catalogue; `hyperparameters` is a JSON Schema, `bytes_per_parameter` float32 state."""
+    """One optimizer of the catalogue.
+
+    `hyperparameters` is a JSON Schema, `bytes_per_parameter` float32 state, `state_dtypes` the same for each
+    `state_dtype` that it takes, and `takes_rows` whether gradients may be a RowGradient.
+    """
 
     name: str
     summary: str
@@ -74,96 +115,8 @@ class OptimizerInfo(TypedDict):
     state: list[str]
     bytes_per_parameter: float
     takes_rows: NotRequired[bool]
+    state_dtypes: NotRequired[dict[str, float]]
     source: str
-
-
-ModelKind = Literal[
-    "mlp",
-    "linear",
-    "cnn",
-    "resnet",
-    "vision_transformer",
-    "transformer_encoder",
-    "language_model",
-    "diffusion",
-    "gan",
-    "recommender",
-    "rnn",
-    "reinforcement_learning",
-]
-Symptom = Literal[
-    "loss_spikes",
-    "diverges",
-    "nan_gradients",
-    "plateau",
-    "slow_start",
-    "overfits",
-    "oscillates",
-    "vanishing_gradients",
-    "exploding_gradients",
-    "generalises_poorly",
-]
-
-
-class TaskData(TypedDict, total=False):
-    """What is known of a task's data: how many `examples`, whether gradients are `sparse` and labels noisy."""
-
-    examples: int
-    sparse: bool
-    noisy_labels: bool
-
-
-class TaskFields(TypedDict, total=False):
-    """What may be said of a training task beside its kind of model and its size.
-
-    `memory_bytes` is the room for the optimizer's state; `steps`, or `epochs` with `batch_size` and the data's
-    `examples`, say how long training takes.
-    """
-
-    data: TaskData
-    batch_size: int
-    steps: int
-    epochs: int
-    memory_bytes: int
-    fine_tuning: bool
-    precision: WireDtype
-    symptoms: list[Symptom]
-
-
-class Reason(TypedDict):
-    """Why, and the paper or page that shows it; None for what follows from the task alone."""
-
-    text: str
-    source: str | None
-
-
-class AdviceMemory(TypedDict):
-    """`bytes_per_parameter` and `state_bytes` are of the state, `total_bytes` of weights, gradients and state."""
-
-    bytes_per_parameter: float
-    state_bytes: int
-    total_bytes: int
-
-
-class Recommendation(TypedDict):
-    """One choice; `optimizer` with `hyperparameters`, `groups`, `schedule` and `clip` are a create body's fields."""
-
-    optimizer: str
-    hyperparameters: dict[str, Any]
-    groups: Literal["no_decay"] | list[dict[str, Any]]
-    schedule: dict[str, Any]
-    clip: dict[str, float] | None
-    memory: AdviceMemory
-    score: float
-    reasons: list[Reason]
-
-
-class Advice(TypedDict):
-    """Choices, the best first; without any, `needed_bytes` is the least room for state that would allow one."""
-
-    recommendations: list[Recommendation]
-    warnings: list[Reason]
-    needed_bytes: int | None
 
 
 class CostInfo(TypedDict):

@@ -39,6 +39,7 @@ ADVICE = {
             "groups": "no_decay",
             "schedule": {"name": "cosine", "total_steps": 1000},
             "clip": {"max_norm": 1.0},
+            "state_dtype": "f32",
             "memory": {"bytes_per_parameter": 4.0, "state_bytes": 4096, "total_bytes": 12288},
             "score": 10.0,
             "reasons": [{"text": "It serves well.", "source": "Robbins & Monro 1951"}],

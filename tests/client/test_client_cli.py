@@ -6,11 +6,14 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_service import FakeService
+from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 import optimd
@@ -142,6 +145,61 @@ def test_a_session_that_is_not_there_is_said_to_be_missing(url: str) -> None:
     result = run(url, "show", "s9")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "optimd sessions --status all" in result.stderr
+
+
+AT = "2026-11-24T23:10:54.493397Z"
+RECOMMENDED = {
+    "optimizer": "sgd",
+    "hyperparameters": {"lr": 0.01, "weight_decay": 0.0005},
+    "schedule": {"name": "cosine", "total_steps": 11730},
+    "clip": None,
+    "groups": "no_decay",
+    "state_dtype": "f32",
+    "memory": {"state_bytes": 24_000_000, "total_bytes": 72_000_000},
+    "reasons": [],
+}
+ID = "01a20fd3954c0c2bd458"
+STEP: dict[str, Any] = {
+    "session": ID,
+    "step": 100_000,
+    "base_step": 99_999,
+    "outcome": "applied",
+    "clip_scale": 1.0,
+    "durable_step": 0,
+    **dict.fromkeys(("lr", "loss", "grad_norm", "update_norm", "param_norm"), 1.234e-05),
+    **dict.fromkeys(("num_examples", "worker", "hyperparameters")),
+}
+
+
+def shown(table: Table, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_an_id_can_be_copied_from_a_terminal_of_any_width(client: optimd.Client, width: int) -> None:
+    info: Any = client.session("s1").info | {"id": ID, "name": "a name of some length", "created_at": AT}
+    info["optimizer"] = {"name": "schedule_free_adamw"}
+    table = shown(tables.sessions_table([info], width), width)
+    assert f" {ID} " in table
+    assert ("created" in table) == (width == 120)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_step_is_one_line_whatever_the_width(width: int) -> None:
+    step = optimd.Step(**STEP, committed_at=datetime.fromisoformat(AT))
+    lines = shown(tables.steps_table([step], "Last 1 of 1 steps", width), width).splitlines()
+    assert [line.count("1.234e-05") for line in lines if line.startswith("│")] == [5]
+
+
+def test_advice_does_not_break_words() -> None:
+    advice: Any = {"warnings": [], "needed_bytes": None, "recommendations": [RECOMMENDED]}
+    table = shown(next(tables.advice_tables(advice)), 80)
+    for said in ("weight_decay 0.0005", "schedule: cosine, total_steps 11730", "groups: no_decay"):
+        assert said in table
+    assert "clip" not in table
 
 
 def test_a_sparkline_has_one_bar_a_value_up_to_its_width() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import optimd
 from optimd import errors
 from optimd._description import describe
+from optimd.models import OptimizerInfo, SessionInfo
 
 PARAMS = {
     "layer.weight": np.ones((2, 3), np.float32),
@@ -63,6 +65,20 @@ def test_what_is_asked_for_is_what_the_session_says_it_does(client: optimd.Clien
         "embedding": "frozen",
     }
     assert {tensor["group"] for tensor in info["tensors"] if tensor["role"] != "trained"} == {None}
+
+
+def test_gradients_can_be_kept_in_two_bytes(client: optimd.Client, server_url: str) -> None:
+    assert client.cost("sgd", tensors={"w": (1000,)}, grad_dtype="BF16")["grads_bytes"] == 2000
+    opt = optimd.RemoteOptimizer([torch.nn.Parameter(torch.ones(3))], "sgd", url=server_url, grad_dtype="BF16")
+    assert opt.session.info["grad_dtype"] == "BF16"
+    opt.close(delete=True)
+
+
+def test_what_the_server_says_of_a_session_and_an_optimizer_has_a_name_in_the_models(client: optimd.Client) -> None:
+    whole, listed, entry = create(client).info, next(client.sessions()), client.optimizer("adam")
+    assert whole.keys() == SessionInfo.__annotations__.keys()
+    assert whole.keys() - listed.keys() == {"hyperparameters", "tensors"}
+    assert entry.keys() == OptimizerInfo.__annotations__.keys()
 
 
 def test_no_hyperparameter_of_any_optimizer_has_the_name_of_an_argument(client: optimd.Client) -> None:

@@ -135,6 +135,20 @@ def test_loading_an_empty_state_starts_the_moments_anew(remote: Remote) -> None:
     assert all(torch.equal(param, fresh[name]) for name, param in params.items())
 
 
+def test_a_state_dict_that_comes_too_late_leaves_the_hyperparameters_alone(remote: Remote) -> None:
+    params, others = parameters(), parameters()
+    opt = remote(two_groups(params, lr=0.05), "adamw", lr=0.1)
+    run(opt, params, 1)
+    saved = opt.state_dict()
+    run(remote(two_groups(others), session=opt.session.id), others, 1)
+    saved["param_groups"][0]["lr"] = 0.7
+    with pytest.raises(errors.StaleStep):
+        opt.load_state_dict(saved)
+    held = opt.session.refresh()["hyperparameters"]
+    assert [values["lr"] for values in held.values()] == [0.05, 0.1]
+    assert [group["lr"] for group in opt.param_groups] == [0.1, 0.05]
+
+
 def test_state_dict_hooks_run_as_they_do_locally(remote: Remote) -> None:
     params, calls = parameters(), []
     opt = remote(params.items())

@@ -228,4 +228,7 @@ def test_there_is_nothing_to_pull_before_the_first_step(remote: Remote) -> None:
     opt = remote(params.items())
     with pytest.raises(RuntimeError, match="no weights yet"):
         opt.pull_weights()
+    free = remote(params.items(), "schedule_free_sgd")
+    with pytest.raises(RuntimeError, match="no weights yet"):
+        free.averaged("eval")
     assert torch.equal(params["bias"], parameters()["bias"])
