@@ -11,18 +11,19 @@ help: ## this list
 
 # The CPU build where pip knows of one: the other brings gigabytes of CUDA packages (README, "Installing torch").
 $(VENV)/.torch:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "torch==$(TORCH)+cpu" || { \
+	@echo "Setting up $(VENV); this happens once, and takes some minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q "torch==$(TORCH)+cpu" || { \
 	  echo "pip knows no index of torch's CPU builds: taking the default build, on Linux several gigabytes (see README)"; \
 	  $(BIN)/pip install "torch==$(TORCH)"; }
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch
-	$(BIN)/pip install -q -e ".[server,torch,demo]"
+	@$(BIN)/pip install -q -e ".[server,torch,demo]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/pip install -q -e ".[server,torch,demo,dev]"
+	@$(BIN)/pip install -q -e ".[server,torch,demo,dev]"
 	@touch $@
 
 setup: $(VENV)/.dev ## the environment for working on optimd

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import nn
+from torch import Tensor, nn
 
 from curves import draw
 from local_server import local_server
@@ -54,14 +54,23 @@ def train_with_adam(url: str, digits: Digits, epochs: int, seed: int) -> float:
     local = torch.optim.Adam(local_model.parameters(), ADAM_RATE, fused=True)
     remote = RemoteOptimizer(model.named_parameters(), "adam", lr=ADAM_RATE, url=url, name="digits")
     with remote, bars() as progress:
-        fit(model, remote, digits, epochs, seed, progress, "on the server")
-        fit(local_model, local, digits, epochs, seed, progress, "in this process")
+        ours = fit(model, remote, digits, epochs, seed, progress, "on the server")
+        theirs = fit(local_model, local, digits, epochs, seed, progress, "in this process")
     reached = accuracy(model, digits)
-    pairs = zip(model.parameters(), local_model.parameters(), strict=True)
-    apart = max(float((ours - theirs).abs().max().detach()) for ours, theirs in pairs)
+    first, last = apart(ours, theirs), apart(weights(model), weights(local_model))
     console.print(f"Test accuracy: [bold]{reached:.1%}[/]")
-    console.print(f"Largest difference of any weight from torch.optim.Adam(fused=True): [bold]{apart:.1g}[/]\n")
+    console.print("Largest difference of any weight from torch.optim.Adam(fused=True):")
+    console.print(f"[bold]{first:.1g}[/] after 1 epoch, [bold]{last:.1g}[/] after {epochs}\n")
     return reached
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def apart(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest difference of any two weights."""
+    return max(float((one - other).abs().max()) for one, other in zip(ours, theirs, strict=True))
 
 
 def compare(url: str, digits: Digits, options: argparse.Namespace) -> None:
@@ -89,14 +98,20 @@ def fit(
     seed: int,
     progress: Progress,
     title: str,
-) -> None:
-    """Train beside a progress bar, until done or until the loss is no number any more."""
+) -> list[Tensor]:
+    """Train beside a progress bar, until done or until the loss is no number any more.
+
+    Returns: the weights after the first epoch.
+    """
     bar = progress.add_task(title, total=epochs, note="")
+    first: list[Tensor] = []
     for loss in train(model, optimizer, digits, epochs, seed):
+        first = first or weights(model)
         note = f"loss {loss:<9.3g} test accuracy {accuracy(model, digits):6.1%}"
         progress.update(bar, advance=1, note=note)
         if not math.isfinite(loss):
             break
+    return first
 
 
 def bars() -> Progress:

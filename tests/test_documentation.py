@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 
 from optimd_service.config import Settings
@@ -32,6 +33,18 @@ def test_every_problem_stands_in_the_reference_with_its_status() -> None:
 def test_every_initialiser_stands_in_the_reference() -> None:
     (row,) = re.findall(r"^\| `init` \|.*$", (ROOT / "docs" / "http.md").read_text(), re.MULTILINE)
     assert set(INITIALISERS) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_every_route_parameter_and_field_of_the_api_stands_in_the_reference(server_url: str) -> None:
+    api = httpx.get(f"{server_url}/openapi.json", trust_env=False).json()
+    pages = "".join((ROOT / "docs" / page).read_text() for page in ("http.md", "schedules.md", "advice.md"))
+    described = set(re.findall(r"[A-Za-z_][\w-]*", pages))
+    parts = {part for path in api["paths"] for part in path.split("/") if part and "{" not in part}
+    calls = [call for methods in api["paths"].values() for call in methods.values()]
+    parameters = {each["name"] for call in calls for each in call.get("parameters", []) if each["in"] != "path"}
+    fields = {field for schema in api["components"]["schemas"].values() for field in schema.get("properties", {})}
+    assert len(fields) > 100
+    assert (parts | parameters | fields) - described == set()
 
 
 def test_the_page_of_optimizers_is_the_catalogues() -> None:

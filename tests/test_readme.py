@@ -14,11 +14,11 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 SERVER = "http://127.0.0.1:8000"
 
 
-def block(after: str, language: str) -> str:
-    """The first code block of this language behind a heading."""
-    found = re.search(rf"^## {after}$.*?^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert found, f"no {language} block under {after!r}"
-    return found[1]
+def block(after: str, language: str, number: int = 0) -> str:
+    """A code block of this language behind a heading, counted from 0."""
+    section = re.search(rf"^## {after}$(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    assert section, f"no heading {after!r}"
+    return re.findall(rf"^```{language}\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)[number]
 
 
 def settled(text: str) -> str:
@@ -56,8 +56,19 @@ def run(script: str) -> str:
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+def printed_by(program: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
 def test_the_program_in_ten_lines_fits_the_line(server_url: str) -> None:
-    program = block("In Python", "python").replace(SERVER, server_url)
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    numbers = [float(text) for text in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", printed.stdout)]
+    printed = printed_by(block("In Python", "python").replace(SERVER, server_url))
+    numbers = [float(text) for text in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", printed)]
     assert numbers[:2] == pytest.approx([3, 1], abs=0.05)
+
+
+def test_the_program_with_torch_takes_a_step(server_url: str) -> None:
+    printed = printed_by(block("In Python", "python", 1).replace(SERVER, server_url))
+    assert "step=1" in printed
+    assert "outcome='applied'" in printed
