@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from optimd_service.optim.blocks import BLOCK
+from optimd_service.session import cores
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,9 +75,16 @@ class Lane:
             while (number := next(numbers)) < len(wanted):
                 results[number] = function(wanted[number])
 
-        helping = [self._workers.submit(work) for _ in range(min(self._helpers, len(wanted) - 1))]
+        here = cores.current()
+
+        def help_() -> None:
+            with cores.away_from(here):
+                work()
+
+        helping = [self._workers.submit(help_) for _ in range(min(self._helpers, len(wanted) - 1))]
         try:
-            work()
+            with cores.staying_on(here):
+                work()
         finally:
             wait(helping)
         for future in helping:
