@@ -35,8 +35,8 @@ class Lane:
 
     def __init__(self, name: str, *, threads: int, workers: int) -> None:
         self._executor = _executor(f"optimd-{name}", threads)
-        self._helpers = workers - 1
-        self._workers = _executor(f"optimd-{name}-block", threads * self._helpers) if workers > 1 else None
+        self._others = workers - 1
+        self._workers = _executor(f"optimd-{name}-block", threads * self._others) if workers > 1 else None
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Await ``function(*args)`` in a thread. A cancelled caller still waits: nobody may touch what it writes."""
@@ -77,17 +77,17 @@ class Lane:
 
         here = cores.current()
 
-        def help_() -> None:
+        def work_elsewhere() -> None:
             with cores.away_from(here):
                 work()
 
-        helping = [self._workers.submit(help_) for _ in range(min(self._helpers, len(wanted) - 1))]
+        elsewhere = [self._workers.submit(work_elsewhere) for _ in range(min(self._others, len(wanted) - 1))]
         try:
             with cores.staying_on(here):
                 work()
         finally:
-            wait(helping)
-        for future in helping:
+            wait(elsewhere)
+        for future in elsewhere:
             future.result()
         return results
 
