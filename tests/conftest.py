@@ -2,17 +2,51 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-import httpx
 import pytest
 
-from server_process import ServerProcess
+import reaching
+from server_process import PosingServer, ServerProcess
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--transport", choices=["tcp", "unix"], default="tcp", help="what servers of the tests listen on: %(choices)s"
+    )
+    parser.addoption("--overlap", action="store_true", help="every RemoteOptimizer of the tests is made to overlap")
+    parser.addoption(
+        "--device",
+        choices=["cpu", "posing", "cuda"],
+        default="cpu",
+        help="where the sessions of tests/service/api lie: on a GPU, or on what poses as one; one of %(choices)s",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    reaching.transport = config.getoption("transport")
+    reaching.device = config.getoption("device")
+
+
+@pytest.fixture
+def over_tcp() -> None:
+    """For tests of what only a port has."""
+    if reaching.transport != "tcp":
+        pytest.skip("about TCP itself")
+
+
+@pytest.fixture
+def on_host() -> None:
+    """For tests of what sessions are only in the host's memory."""
+    if reaching.device != "cpu":
+        pytest.skip("about the host's memory")
 
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of one real server process, shared by every test that can share it."""
-    with ServerProcess(tmp_path_factory.mktemp("server") / "data") as server:
-        assert httpx.get(f"{server.url}/readyz", trust_env=False).json()["status"] == "ready"
+    server_process = PosingServer if reaching.device == "posing" else ServerProcess
+    with server_process(tmp_path_factory.mktemp("server") / "data") as server:
+        with reaching.http_client(server.url) as http:
+            assert http.get("/readyz").json()["status"] == "ready"
         yield server.url
 
 

@@ -11,10 +11,12 @@ import threading
 from pathlib import Path
 from typing import ClassVar, Self
 
+import reaching
+
 COMMAND = Path(sys.executable).with_name("optimd-server")
 START_S = 60
 STOP_S = 10
-_ADDRESS = re.compile(r"running on (http://\S+)")
+_LISTENING = re.compile(r"running on (http://\S+|unix socket)")
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -24,7 +26,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 class ServerProcess:
-    """Serves on a free port while the context lasts; must end by itself, without an error, when asked to.
+    """Serves while the context lasts, on a free port or `<data>.sock`; must end by itself and well when asked to.
 
     Args:
       data: its data directory; beside it, in `<data>.log`, is what it writes.
@@ -35,7 +37,9 @@ class ServerProcess:
 
     def __init__(self, data: Path, **settings: str) -> None:
         self._log = data.with_suffix(".log")
-        self._command = [str(COMMAND), "run", "--port", "0", "--data", str(data)]
+        self._socket = data.with_suffix(".sock") if reaching.transport == "unix" else None
+        place = ["--port", "0"] if self._socket is None else ["--uds", str(self._socket)]
+        self._command = [str(COMMAND), "run", *place, "--data", str(data)]
         self._environment = environment(**settings)
         self.url = ""
 
@@ -74,7 +78,15 @@ class ServerProcess:
         with self._process.stdout as lines, self._log.open("w", buffering=1) as log:
             for line in lines:
                 log.write(line)
-                if found := _ADDRESS.search(line):
-                    self.url = found[1]
+                if found := _LISTENING.search(line):
+                    self.url = found[1] if self._socket is None else f"{reaching.UNIX}{self._socket}"
                     self._listening.set()
         self._listening.set()
+
+
+class PosingServer(ServerProcess):
+    """One that finds a GPU, where there is none."""
+
+    def __init__(self, data: Path, **settings: str) -> None:
+        super().__init__(data, **settings)
+        self._command[:1] = [sys.executable, str(Path(__file__).with_name("posing_server.py"))]

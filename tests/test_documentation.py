@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 
 from optimd_service.config import Settings
 from optimd_service.errors import every_problem
 from optimd_service.optim.initialisers import INITIALISERS
 from optimd_service.session.catalogue import page as page_of_optimizers
+from reaching import http_client
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,7 +36,8 @@ def test_every_initialiser_stands_in_the_reference() -> None:
 
 
 def test_every_route_parameter_and_field_of_the_api_stands_in_the_reference(server_url: str) -> None:
-    api = httpx.get(f"{server_url}/openapi.json", trust_env=False).json()
+    with http_client(server_url) as http:
+        api = http.get("/openapi.json").json()
     pages = "".join((ROOT / "docs" / page).read_text() for page in ("http.md", "schedules.md", "advice.md"))
     described = set(re.findall(r"[A-Za-z_][\w-]*", pages))
     parts = {part for path in api["paths"] for part in path.split("/") if part and "{" not in part}

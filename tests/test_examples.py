@@ -38,6 +38,7 @@ def test_the_quickstart_finds_the_line(server_url: str) -> None:
     assert re.findall(r"^step +(\d+)", output, re.MULTILINE) == ["1", "10", "100", "200"]
 
 
+@pytest.mark.usefixtures("over_tcp")
 def test_the_curl_session_shows_each_promise_once(server_url: str) -> None:
     output = run(EXAMPLES / "curl.sh", server_url)
     assert re.findall(r'"duplicate":(\w+)\},"params"', output) == ["false"]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("over_tcp")
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SERVER = "http://127.0.0.1:8000"
 

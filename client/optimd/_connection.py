@@ -1,14 +1,14 @@
 """One HTTP/1.1 connection: buffers go from the caller's memory to the socket, and bodies to where they are wanted.
 
-http.client opens it (TLS, TCP_NODELAY) and no more: parsing a small reply's headers with the email package costs
-more than the rest of the exchange.
+http.client parses a reply's headers with the email package, which costs more than the rest of a small exchange.
 """
 
 from __future__ import annotations
 
 import selectors
+import socket
 from collections.abc import Iterable, Iterator
-from http.client import HTTPConnection
+from itertools import chain
 from time import monotonic
 
 import numpy as np
@@ -33,12 +33,11 @@ class Connection:
     """An open connection. After any error it must be closed; `is_reusable` says whether it may be kept.
 
     Args:
-      opening: connected by this; its OSErrors are the caller's to translate.
+      opened: a connected socket, which is the connection's own from now on.
     """
 
-    def __init__(self, opening: HTTPConnection) -> None:
-        opening.connect()
-        self._socket = opening.sock
+    def __init__(self, opened: socket.socket) -> None:
+        self._socket = opened
         self._reader = self._socket.makefile("rb")
         self._used_at = monotonic()
         self.is_reusable = True
@@ -72,9 +71,9 @@ class Connection:
 
     def _send(self, head: bytes, request: Request) -> None:
         if request.body_bytes <= _JOINED_BYTES:
-            self._socket.sendall(b"".join((head, *request.body)))
+            self._socket.sendall(b"".join((head, *request.buffers())))
             return
-        for piece in _pieces((memoryview(head), *request.body)):
+        for piece in _pieces(chain((memoryview(head),), request.buffers())):
             self._socket.sendall(piece)
 
     def _receive(self, request: Request) -> Reply:

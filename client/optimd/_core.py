@@ -10,13 +10,17 @@ from typing import Any, Literal, SupportsFloat, TypeAlias, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
+from numpy.typing import ArrayLike
+
 from optimd._description import Fields, Tensors
 from optimd._documents import Page, json_text, query, read_json, read_page
-from optimd._exchange import JSON, SAFETENSORS, Operation, Reply, Request
+from optimd._exchange import JSON, SAFETENSORS, Body, Operation, Reply, Request
+from optimd._held import Held
+from optimd._narrowing import Narrowed, narrowed
 from optimd._retry import Retry, ask
 from optimd._rows import Gradients, as_entries
-from optimd._safetensors import Array, encode
-from optimd._sink import Out, TensorSink, check_out
+from optimd._safetensors import Array, RawTensor, encode
+from optimd._sink import Arriving, Out, TensorSink, check_out
 from optimd.errors import MalformedReply, SessionNotFound
 from optimd.models import (
     Averaged,
@@ -50,6 +54,8 @@ Switched: TypeAlias = Fields | Literal[Unchanged.UNCHANGED] | None
 Pull: TypeAlias = WireDtype | Literal["none"]
 
 _LONGEST_WAIT_S = 60
+# Parameters from which on a step takes longer than to say how it is wanted.
+_LARGE = 2**18
 
 T = TypeVar("T")
 
@@ -63,7 +69,11 @@ class SessionCore:
         self.etag: str | None = info.get("etag")
         self._retry = retry
         self._path = session_path(self.id)
-        self._shapes = {tensor["name"]: tuple(tensor["shape"]) for tensor in info.get("tensors", [])}
+        tensors = info.get("tensors", [])
+        self._shapes = {tensor["name"]: tuple(tensor["shape"]) for tensor in tensors}
+        self._is_large = sum(map(math.prod, self._shapes.values())) >= _LARGE
+        self._buffers = frozenset(tensor["name"] for tensor in tensors if tensor.get("role") == "buffer")
+        self._held = Held(self._shapes)
 
     def step(
         self,
@@ -73,22 +83,43 @@ class SessionCore:
         if_match: IfMatch,
         key: str | None,
         out: Out | None,
+        arriving: Arriving | None = None,
+        send: WireDtype | None = None,
+        contribution: str | None = None,
     ) -> Operation[StepResult]:
         check_out(out, self._shapes)
-        sink = TensorSink(out)
+        shown = self._show(out, pull)
+        sink = TensorSink(out, arriving, shown)
         headers = {"accept": SAFETENSORS, "content-type": SAFETENSORS, "idempotency-key": key or uuid4().hex}
         headers |= self._if_match(if_match)
-        target = f"{self._path}/steps{query(pull=pull)}"
-        body = encode(as_entries(self._in_layout_order(grads)), metadata)
+        pull = pull or (self._whole if shown is None else None)
+        complete = None if contribution is None else "true"
+        # Weights can leave while the step is being taken, if its receipt may follow them.
+        last = "last" if self._is_large and pull != "none" else None
+        target = self._steps(pull=pull, holds=shown, receipt=last, contribution=contribution, complete=complete)
+        body = encode(self._as_sent(grads, send), metadata)
         yield from self._ask(Request("POST", target, headers, body, sink))
-        return StepResult(_receipt_in(sink), sink.tensors)
+        if shown is not None and out is not None:
+            self._held.keep(sink.metadata.get("holds"), out)
+        return StepResult(receipt_in(sink.metadata), sink.tensors)
+
+    def contribute(
+        self, grads: Gradients, contribution: str, send: WireDtype | None, if_match: IfMatch
+    ) -> Operation[Receipt]:
+        sink = TensorSink()
+        headers = {"accept": SAFETENSORS, "content-type": SAFETENSORS} | self._if_match(if_match)
+        body = encode(self._as_sent(grads, send), {})
+        # Repeatable without a key: it writes the same bytes again.
+        yield from self._ask(Request("POST", self._steps(contribution=contribution), headers, body, sink))
+        return receipt_in(sink.metadata)
 
     def pull(
         self, names: Sequence[str] | None, dtype: WireDtype | None, out: Out | None, weights: Averaged | None
     ) -> Operation[dict[str, Array]]:
         check_out(out, self._shapes)
+        self._let_go(out)
         sink = TensorSink(out)
-        target = f"{self._path}/params" + query(dtype=dtype, names=names, weights=weights)
+        target = f"{self._path}/params" + query(dtype=dtype or self._whole, names=names, weights=weights)
         yield from self._ask(Request("GET", target, {"accept": SAFETENSORS}, sink=sink))
         return sink.tensors
 
@@ -96,7 +127,9 @@ class SessionCore:
         self, timeout_s: float, names: Sequence[str] | None, dtype: WireDtype | None, out: Out | None
     ) -> Operation[dict[str, Array] | None]:
         check_out(out, self._shapes)
-        target, left_s = f"{self._path}/params" + query(dtype=dtype, names=names), math.ceil(timeout_s)
+        self._let_go(out)
+        target = f"{self._path}/params" + query(dtype=dtype or self._whole, names=names)
+        left_s = math.ceil(timeout_s)
         while True:
             sink, span_s = TensorSink(out), min(left_s, _LONGEST_WAIT_S)
             headers = {"accept": SAFETENSORS, "prefer": f"wait={span_s}"}
@@ -110,6 +143,7 @@ class SessionCore:
                 return None
 
     def put_params(self, params: Tensors, if_match: IfMatch) -> Operation[None]:
+        self._held.drop()
         yield from self._put("params", encode(self._in_layout_order(params), {}), if_match)
 
     def state(self) -> Operation[StateDict]:
@@ -175,7 +209,7 @@ class SessionCore:
             self.etag = reply.headers["etag"].removeprefix("W/").strip('"')
         return reply
 
-    def _put(self, what: str, body: Sequence[memoryview], if_match: IfMatch) -> Operation[dict[str, Any]]:
+    def _put(self, what: str, body: Body, if_match: IfMatch) -> Operation[dict[str, Any]]:
         condition = self._if_match(if_match)
         headers = {"accept": JSON, "content-type": SAFETENSORS} | condition
         # Repeated under If-Match, a put whose first answer was lost would find its own new version and call it stale.
@@ -187,6 +221,36 @@ class SessionCore:
     def _if_match(self, if_match: IfMatch) -> dict[str, str]:
         etag = self.etag if if_match is TRACKED else if_match
         return {} if etag is None else {"if-match": '"' + etag.strip('"') + '"'}
+
+    def _steps(self, **parameters: Any) -> str:
+        return f"{self._path}/steps{query(**parameters)}"
+
+    def _show(self, out: Out | None, pull: Pull | None) -> str | None:
+        """What to show the server for a reply into ``out``; None where the reply cannot be a difference."""
+        if pull is None and self._whole is not None and out is not None and self._held.takes(out):
+            return self._held.show(out)
+        self._let_go(out)
+        return None
+
+    def _let_go(self, out: Out | None) -> None:
+        """Take note that ``out`` may be written, perhaps the arrays that the server knows the content of."""
+        if out is not None:
+            self._held.drop()
+
+    @property
+    def _wire(self) -> Mapping[str, Any]:
+        return self.info.get("wire") or {}
+
+    @property
+    def _whole(self) -> WireDtype | None:
+        """What to ask for where weights come whole: nothing is rounded in a session that takes care not to."""
+        return "f32" if self._wire.get("difference") else None
+
+    def _as_sent(self, grads: Gradients, send: WireDtype | None) -> Mapping[str, ArrayLike | RawTensor | Narrowed]:
+        """The entries of a push, in layout order; gradients rounded as ``send`` says, else the session."""
+        entries = as_entries(self._in_layout_order(grads))
+        dtype = send or self._wire.get("grads")
+        return entries if dtype is None else narrowed(entries, dtype.upper(), but=self._buffers)
 
     def _in_layout_order(self, tensors: Mapping[str, T]) -> dict[str, T]:
         """Layout order saves the server a copy; names it does not know follow, for it to refuse."""
@@ -230,8 +294,9 @@ def step_metadata(
     return metadata
 
 
-def _receipt_in(sink: TensorSink) -> Receipt:
+def receipt_in(metadata: Mapping[str, str]) -> Receipt:
+    """What a push's reply says of it. Raises: MalformedReply."""
     try:
-        return Receipt.from_json(json.loads(sink.metadata["receipt"]))
+        return Receipt.from_json(json.loads(metadata["receipt"]))
     except (KeyError, ValueError) as error:
         raise MalformedReply("The reply carries no receipt.") from error

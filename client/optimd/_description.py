@@ -59,6 +59,7 @@ def describe(
     swa: Fields | None = None,
     state_dtype: Literal["f32", "bf16", "8bit"] | None = None,
     grad_dtype: Literal["BF16"] | None = None,
+    wire: Fields | None = None,
     seed: int | None = None,
     storage: Fields | None = None,
     durability: str | None = None,
@@ -83,6 +84,8 @@ def describe(
       ema, swa: averages of the weights to keep: `{"decay": 0.999}`, `{"start": 1000}`.
       state_dtype: of the optimizer's state: "f32" (default), "bf16" or "8bit".
       grad_dtype: "BF16" for gradients that stay in bfloat16 on the server; by default they are kept as the weights are.
+      wire: dtypes of gradients and weights on their way, `{"grads": "bf16", "params": "bf16"}`; with
+        `"difference": True`, weights come without errors that add up (the steps' ``out`` explains).
       seed: of the server's initialisers.
       storage, durability, name: as in the HTTP reference.
       hyperparameters: such as `lr=1e-3`; the optimizer's defaults for the rest.
@@ -92,7 +95,7 @@ def describe(
     document |= {"groups": groups, "buffers": buffers, "frozen": frozen, "nonfinite": nonfinite}
     document |= {"schedule": schedule, "clip": clip, "centralize": centralize, "maximize": maximize}
     document |= {"accumulate": accumulate, "loss_scale": loss_scale, "ema": ema, "swa": swa}
-    document |= {"state_dtype": state_dtype, "grad_dtype": grad_dtype, "seed": seed}
+    document |= {"state_dtype": state_dtype, "grad_dtype": grad_dtype, "wire": wire, "seed": seed}
     document |= {"storage": storage, "durability": durability}
     return Description({field: value for field, value in document.items() if value is not None}, params)
 

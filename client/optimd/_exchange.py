@@ -26,13 +26,27 @@ class Sink(Protocol):
         ...
 
 
+class Pieces(Protocol):
+    """A part of a body that is made while it is sent, in memory used again for each piece."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Yield byte buffers, each valid until the next is asked for. A retried request iterates anew."""
+        ...
+
+
+Body: TypeAlias = Sequence[memoryview | Pieces]
+
+
 @dataclass(frozen=True)
 class Request:
     """One HTTP request, without server address or credentials.
 
     Attributes:
       target: path and query, percent-encoded.
-      body: byte buffers, sent one after the other and never joined by the core.
+      body: byte buffers, sent one after the other and never joined by the core, or what makes them.
       sink: takes the body of a 200 reply in safetensors; every other body is given in the Reply.
       wait_s: how long the server was asked to hold the reply back.
       repeatable: whether a second arrival is harmless: it is idempotent, or carries an Idempotency-Key.
@@ -41,7 +55,7 @@ class Request:
     method: str
     target: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Sequence[memoryview] = ()
+    body: Body = ()
     sink: Sink | None = None
     wait_s: float = 0.0
     repeatable: bool = True
@@ -49,6 +63,14 @@ class Request:
     @cached_property
     def body_bytes(self) -> int:
         return sum(piece.nbytes for piece in self.body)
+
+    def buffers(self) -> Iterator[memoryview]:
+        """The body as byte buffers, each valid until the next is asked for; those of a small body stay valid."""
+        for part in self.body:
+            if isinstance(part, memoryview):
+                yield part
+            else:
+                yield from part
 
     def sink_for(self, status: int, headers: Mapping[str, str]) -> Sink | None:
         """The sink, when the body of a reply with this head belongs there."""

@@ -6,24 +6,23 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPSConnection
 from urllib.parse import urlsplit
 
 import httpx
 
 from optimd._connection import ClosedUnanswered, Connection
 from optimd._exchange import Reply, Request
+from optimd._opening import opened
 from optimd._settings import Settings
-from optimd.errors import ConnectionFailed, NotConnected, TimedOut
+from optimd.errors import ConnectionFailed, TimedOut
 
 
 class TensorTransport:
     """Exchanges requests with one server; safe to use from several threads, each exchange on its own connection."""
 
     def __init__(self, settings: Settings) -> None:
-        parts = urlsplit(settings.url)
+        parts = urlsplit(settings.http_url)
         self._settings = settings
-        self._host, self._port = parts.hostname or "", parts.port
         self._tls = httpx.create_ssl_context() if parts.scheme == "https" else None
         self._prefix = parts.path
         fixed = {"host": parts.netloc.rpartition("@")[2]} | settings.headers()
@@ -74,13 +73,10 @@ class TensorTransport:
         return f"{request.method} {self._prefix}{request.target} HTTP/1.1\r\n{self._fixed}{own}\r\n".encode("ascii")
 
     def _connect(self) -> Connection:
-        timeout_s = self._settings.timeout_s
         try:
-            if self._tls is None:
-                return Connection(HTTPConnection(self._host, self._port, timeout=timeout_s))
-            return Connection(HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._tls))
+            return Connection(opened(self._settings, self._tls))
         except OSError as error:
-            raise NotConnected(f"No connection to {self._settings.url}: {error.strerror or error}.") from error
+            raise self._settings.not_connected(error.strerror or str(error)) from error
 
     def _kept(self) -> Connection | None:
         if self._pid != os.getpid():

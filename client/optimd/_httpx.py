@@ -10,7 +10,7 @@ import httpx
 
 from optimd._exchange import Intake, Reply, Request
 from optimd._settings import Settings
-from optimd.errors import ConnectionFailed, MalformedReply, NotConnected, OptimdError, TimedOut
+from optimd.errors import ConnectionFailed, MalformedReply, OptimdError, TimedOut
 
 _JOINED_BYTES = 64 * 2**10
 # httpx moves the rest of a buffer after every partial send: bytes of n would cost about n²/2k of copying.
@@ -42,6 +42,8 @@ class AsyncHttpxTransport:
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._settings = settings
+        if transport is None and settings.socket_path is not None:
+            transport = httpx.AsyncHTTPTransport(uds=settings.socket_path)
         self._client = httpx.AsyncClient(headers=settings.headers(), transport=transport)
 
     async def exchange(self, request: Request) -> Reply:
@@ -63,16 +65,16 @@ def _arguments(request: Request, settings: Settings) -> dict[str, Any]:
     if request.body or request.method in {"POST", "PUT", "PATCH"}:
         headers["content-length"] = str(request.body_bytes)
     timeout_s = settings.timeout_for(request.body_bytes) + request.wait_s
-    url = settings.url + request.target
+    url = settings.http_url + request.target
     return {"method": request.method, "url": url, "headers": headers, "timeout": timeout_s}
 
 
 def _joined(request: Request) -> bytes | None:
-    return b"".join(request.body) if request.body else None
+    return b"".join(request.buffers()) if request.body else None
 
 
 def _pieces(request: Request) -> Iterator[bytes]:
-    for buffer in request.body:
+    for buffer in request.buffers():
         for start in range(0, buffer.nbytes, _PIECE_BYTES):
             yield bytes(buffer[start : start + _PIECE_BYTES])
 
@@ -87,12 +89,12 @@ def _translated(settings: Settings) -> Iterator[None]:
     try:
         yield
     except httpx.RequestError as error:
-        raise translate(error, settings.url) from error
+        raise translate(error, settings) from error
 
 
-def translate(error: httpx.RequestError, url: str) -> OptimdError:
+def translate(error: httpx.RequestError, settings: Settings) -> OptimdError:
     """The error of ours that stands for one of httpx."""
-    reason = str(error) or type(error).__name__
+    url, reason = settings.url, str(error) or type(error).__name__
     match error:
         case (
             httpx.ConnectError()
@@ -101,7 +103,7 @@ def translate(error: httpx.RequestError, url: str) -> OptimdError:
             | httpx.ProxyError()
             | httpx.UnsupportedProtocol()
         ):
-            return NotConnected(f"No connection to {url}: {reason}.")
+            return settings.not_connected(reason)
         case httpx.TimeoutException():
             return TimedOut(f"{url} stayed silent for too long: {reason}.")
         case httpx.DecodingError() | httpx.TooManyRedirects():

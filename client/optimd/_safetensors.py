@@ -9,30 +9,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from optimd._dtypes import DTYPES, NATIVE
+from optimd._exchange import Pieces
+from optimd._narrowing import Narrowed, Narrowing
 from optimd.errors import MalformedReply
 
 Array: TypeAlias = NDArray[Any]
 WireDtype = Literal["f32", "bf16", "f16", "f64"]
-"""What weights can be pulled in."""
+"""What weights can be pulled in, and gradients sent in."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
 INDEX = "I64"
 """Of row numbers, which are sent and never received."""
-_SENT = _DTYPES | {INDEX: np.dtype("<i8")}
-_WIRE_NAMES = {dtype: name for name, dtype in _DTYPES.items() if dtype.kind == "f"}
+_SENT = DTYPES | {INDEX: np.dtype("<i8")}
+TEXT = "U8"
+"""Of a text that stands behind the tensors of a reply."""
+_RECEIVED = DTYPES | {TEXT: np.dtype("u1")}
+_WIRE_NAMES = {dtype: name for name, dtype in NATIVE.items()}
 _ALIGNMENT = 8
+_METADATA = '{"__metadata__":'
+_read_value = json.JSONDecoder().raw_decode
 
 
 class RawTensor(NamedTuple):
@@ -64,39 +67,44 @@ class Entry(NamedTuple):
     start: int
     stop: int
 
-    def is_of(self, dtype: np.dtype[Any]) -> bool:
-        """Whether an array of ``dtype`` holds the same bytes."""
-        return self.dtype != "BF16" and dtype == _DTYPES[self.dtype]
 
-
-def encode(tensors: Mapping[str, ArrayLike | RawTensor], metadata: Mapping[str, str]) -> list[memoryview]:
+def encode(
+    tensors: Mapping[str, ArrayLike | RawTensor | Narrowed], metadata: Mapping[str, str]
+) -> list[memoryview | Pieces]:
     """One safetensors file, as buffers to be sent one after the other.
 
     Args:
       tensors: in the order in which they are to lie in the file. A C-contiguous float array is not copied: it must
-        not change until the buffers have been sent. Integers and booleans are sent as F64.
+        not change until the buffers have been sent. Integers and booleans are sent as F64. A Narrowed one is rounded
+        while it is sent.
       metadata: the file's `__metadata__`.
 
     Raises: TypeError for complex numbers, strings and objects; ValueError for a RawTensor that contradicts itself.
     """
-    raw = {name: as_raw(tensor) for name, tensor in tensors.items()}
+    raw = {name: t if isinstance(t, Narrowed) else as_raw(t) for name, t in tensors.items()}
     entries = _entries_json(tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in raw.items()))
     # Metadata first, and the padding inside it: the rest of the header is the same at every step, and a server that
     # remembers it need not parse thousands of tensors again.
     start = ('{"__metadata__":' + json.dumps(metadata)[:-1]).encode()
     end = ("}" + entries + "}").encode()
     header = start + b" " * (-(len(start) + len(end)) % _ALIGNMENT) + end
-    views = (tensor.bytes_view() for tensor in raw.values())
-    return [memoryview(len(header).to_bytes(8, "little") + header), *(view for view in views if view.nbytes)]
+    return [memoryview(len(header).to_bytes(8, "little") + header), *_payload(raw.values())]
+
+
+def _payload(tensors: Iterable[RawTensor | Narrowed]) -> Iterator[memoryview | Pieces]:
+    for is_narrowed, run in groupby(tensors, key=lambda tensor: isinstance(tensor, Narrowed)):
+        if is_narrowed:
+            yield Narrowing(cast("list[Narrowed]", list(run)))
+        else:
+            views = (cast("RawTensor", tensor).bytes_view() for tensor in run)
+            yield from (view for view in views if view.nbytes)
 
 
 def as_raw(tensor: ArrayLike | RawTensor) -> RawTensor:
     """The tensor's bytes in row-major order, without a copy where they lie so already."""
     if isinstance(tensor, RawTensor):
         if tensor.dtype not in _SENT:
-            raise ValueError(
-                f"a RawTensor of {tensor.dtype!r} cannot be sent: its dtype is one of {', '.join(_DTYPES)}"
-            )
+            raise ValueError(f"a RawTensor of {tensor.dtype!r} cannot be sent: its dtype is one of {', '.join(DTYPES)}")
         return tensor
     array = np.asarray(tensor)
     if array.dtype.kind in "iub":
@@ -104,8 +112,7 @@ def as_raw(tensor: ArrayLike | RawTensor) -> RawTensor:
     name = _WIRE_NAMES.get(array.dtype.newbyteorder("<"))
     if name is None:
         raise TypeError(f"an array of {array.dtype} cannot be sent: use float16, float32 or float64")
-    flat = np.ascontiguousarray(array, dtype=_DTYPES[name]).reshape(-1)
-    return RawTensor(name, array.shape, flat.view(np.uint8).data if flat.size else b"")
+    return RawTensor(name, array.shape, np.ascontiguousarray(array, dtype=DTYPES[name]))
 
 
 @lru_cache(maxsize=64)
@@ -124,17 +131,6 @@ def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape, start=_SENT[dtype].itemsize)
 
 
-def decode(body: memoryview) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors, as views of ``body``, and metadata of one safetensors file; BF16 becomes a new float32 array.
-
-    Raises: MalformedReply when ``body`` is not such a file.
-    """
-    length = header_length(body[:8], len(body))
-    entries, metadata = decode_header(body[8 : 8 + length], len(body) - 8 - length)
-    data = body[8 + length :]
-    return {name: to_array(entry, data[entry.start : entry.stop]) for name, entry in entries}, metadata
-
-
 def header_length(prefix: memoryview, body_bytes: int) -> int:
     """How long the header is, from the first eight bytes. Raises: MalformedReply when it cannot be so long."""
     length = int.from_bytes(prefix, "little")
@@ -149,18 +145,36 @@ def decode_header(header: memoryview, data_bytes: int) -> tuple[list[tuple[str, 
     Raises: MalformedReply unless the tensors fill ``data_bytes`` without a hole or an overlap.
     """
     try:
-        document = json.loads(bytes(header))
-        metadata = {str(key): str(value) for key, value in document.pop("__metadata__", {}).items()}
-        entries = sorted(((name, _entry(**fields)) for name, fields in document.items()), key=_by_offset)
+        first, rest = _parted(bytes(header).decode())
+        entries, further = _entries(rest)
+        metadata = {str(key): str(value) for key, value in (first | further).items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MalformedReply(f"The reply's safetensors header cannot be read: {error}.") from error
+    said_bytes = entries[-1][1].stop if entries else 0
+    if said_bytes != data_bytes:
+        raise MalformedReply(f"The reply holds {data_bytes} bytes of tensors where its header says {said_bytes}.")
+    return entries, metadata
+
+
+def _parted(header: str) -> tuple[dict[str, Any], str]:
+    """The metadata, where it comes first, and a header without it, which is the same at every step."""
+    if not header.startswith(_METADATA):
+        return {}, header
+    metadata, end = _read_value(header, len(_METADATA))
+    return metadata, f"{_METADATA}{{}}{header[end:].rstrip()}"
+
+
+@lru_cache(maxsize=8)
+def _entries(header: str) -> tuple[list[tuple[str, Entry]], dict[str, Any]]:
+    """The tensors of a header, in the order of their bytes, and its metadata; both are shared and only to be read."""
+    document = json.loads(header)
+    metadata = document.pop("__metadata__", {})
+    entries = sorted(((name, _entry(**fields)) for name, fields in document.items()), key=_by_offset)
     at = 0
     for name, entry in entries:
-        if entry.start != at or entry.stop - at != _nbytes(entry.dtype, entry.shape):
+        if entry.start != at or entry.stop - at != math.prod(entry.shape, start=_RECEIVED[entry.dtype].itemsize):
             raise MalformedReply(f"The reply's tensor {name!r} does not lie where it must.")
         at = entry.stop
-    if at != data_bytes:
-        raise MalformedReply(f"The reply holds {data_bytes} bytes of tensors where its header says {at}.")
     return entries, metadata
 
 
@@ -170,16 +184,8 @@ def _by_offset(item: tuple[str, Entry]) -> tuple[int, int]:
 
 def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> Entry:
     start, stop = data_offsets
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+    if dtype not in _RECEIVED:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
         raise ValueError("shapes and offsets are whole numbers")
     return Entry(dtype, tuple(shape), start, stop)
-
-
-def to_array(entry: Entry, data: memoryview) -> Array:
-    """The tensor as a view of its bytes; BF16, which NumPy lacks, as the float32 with the same upper bits."""
-    array = np.frombuffer(data, dtype=_DTYPES[entry.dtype]).reshape(entry.shape)
-    if entry.dtype == "BF16":
-        array = (array.astype("<u4") << 16).view("<f4")
-    return array

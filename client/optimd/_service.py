@@ -8,7 +8,7 @@ from urllib.parse import quote
 from optimd._core import SessionCore, session_path
 from optimd._description import Description
 from optimd._documents import Page, json_text, query, read_json, read_page
-from optimd._exchange import JSON, SAFETENSORS, Operation, Request
+from optimd._exchange import JSON, SAFETENSORS, Body, Operation, Request
 from optimd._retry import Retry, ask
 from optimd._safetensors import encode
 from optimd.errors import MalformedReply
@@ -23,6 +23,7 @@ class ServiceCore:
 
     def create_session(self, description: Description) -> Operation[SessionCore]:
         session = json_text(description.document)
+        body: Body
         if description.params is None:
             body, kind = [session], JSON
         else:

@@ -2,79 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from optimd import _safetensors
-from optimd._safetensors import Array, Entry, RawTensor
+from optimd._dtypes import DTYPES, NATIVE, add_, copy_
+from optimd._filling import Write, fill
+from optimd._safetensors import TEXT, Array, Entry, RawTensor
 from optimd.errors import MalformedReply
 
 Out: TypeAlias = Mapping[str, Array | RawTensor]
+Entries: TypeAlias = Sequence[tuple[str, Entry]]
+
+
+RECEIPT = "receipt"
+# The entry that a receipt stands in where it comes behind the weights.
+_TRAILING = f"#{RECEIPT}"
+
+
+class Arriving(Protocol):
+    """Is told how weights come in, by the thread that receives them; from the start again when a reply is retried."""
+
+    def began(self) -> None:
+        """The tensors are about to come: a push that asked for them has been judged."""
+        ...
+
+    def arrived(self, name: str) -> None:
+        """A tensor is there, whole."""
+        ...
 
 
 class TensorSink:
     """Takes a safetensors reply; `tensors` and `metadata` are there once every place has been filled.
 
     Args:
-      out: where to write each tensor; the ones it does not name get memory of their own. An array of the reply's
-        dtype that is C-contiguous is written by the socket itself; another array gets a converted copy; a RawTensor
-        must have the reply's dtype.
+      out: where to write each tensor; the ones it does not name get memory of their own. One of the reply's dtype
+        that is C-contiguous is written by the socket itself; for another, the numbers are converted piece by piece.
+      arriving: is told of each tensor; needs an ``out``.
+      shown: the token of what ``out`` holds, which was shown to the server: a reply may be the difference to it.
     """
 
     tensors: dict[str, Array]
     metadata: dict[str, str]
 
-    def __init__(self, out: Out | None = None) -> None:
+    def __init__(self, out: Out | None = None, arriving: Arriving | None = None, shown: str | None = None) -> None:
         self._out = out
+        self._shown = shown
+        self._arriving = arriving
         self.tensors = {}
         self.metadata = {}
 
     def places(self, length: int) -> Iterator[memoryview]:
-        return self._whole(length) if self._out is None else self._scattered(self._out, length)
-
-    def _whole(self, length: int) -> Iterator[memoryview]:
-        body = np.empty(length, np.uint8).data
-        if length:
-            yield body
-        self.tensors, self.metadata = _safetensors.decode(body)
-
-    def _scattered(self, out: Out, length: int) -> Iterator[memoryview]:
         prefix = memoryview(bytearray(min(8, length)))
         yield prefix
         header = memoryview(bytearray(_safetensors.header_length(prefix, length)))
         yield header
-        entries, self.metadata = _safetensors.decode_header(header, length - 8 - len(header))
+        payload_bytes = length - 8 - len(header)
+        entries, self.metadata = _safetensors.decode_header(header, payload_bytes)
         self.tensors = {}
+        trail = entries[-1][1] if entries and entries[-1][0] == _TRAILING else None
+        if trail is not None:
+            entries, payload_bytes = entries[:-1], trail.start
+        if any(entry.dtype == TEXT for _, entry in entries):
+            raise MalformedReply("The reply has a text where a tensor must stand.")
+        write_ = self._way_to_write()
+        if self._arriving is not None:
+            self._arriving.began()
+        if self._out is None and all(entry.dtype in NATIVE for _, entry in entries):
+            yield from self._whole(entries, payload_bytes)
+        else:
+            yield from self._scattered(entries, self._out or {}, write_)
+        if trail is not None:
+            text = bytearray(trail.stop - trail.start)
+            yield memoryview(text)
+            self.metadata[RECEIPT] = text.decode(errors="replace")
+
+    def _way_to_write(self) -> Write:
+        """Raises: MalformedReply for the difference to anything but what was shown."""
+        base = self.metadata.get("difference")
+        if base is None:
+            return copy_
+        if base != self._shown:
+            raise MalformedReply("The reply is the difference to weights that are not here.")
+        return add_
+
+    def _whole(self, entries: Entries, payload_bytes: int) -> Iterator[memoryview]:
+        payload = np.empty(payload_bytes, np.uint8)
+        if payload_bytes:
+            yield payload.data
         for name, entry in entries:
-            yield from self._one(name, entry, out.get(name))
+            elements = payload[entry.start : entry.stop].view(DTYPES[entry.dtype])
+            self.tensors[name] = elements.reshape(entry.shape)
 
-    def _one(self, name: str, entry: Entry, target: Array | RawTensor | None) -> Iterator[memoryview]:
-        if target is not None and tuple(target.shape) != entry.shape:
-            raise MalformedReply(f"The reply's tensor {name!r} has shape {entry.shape}, not the session's.")
-        direct = _writable_bytes(entry, target)
-        place = np.empty(entry.stop - entry.start, np.uint8).data if direct is None else direct
-        if place.nbytes:
-            yield place
-        if isinstance(target, RawTensor):
-            return
+    def _scattered(self, entries: Entries, out: Out, write_: Write) -> Iterator[memoryview]:
+        for name, entry in entries:
+            yield from self._one(name, entry, out.get(name), write_)
+            if self._arriving is not None:
+                self._arriving.arrived(name)
+
+    def _one(self, name: str, entry: Entry, target: Array | RawTensor | None, write_: Write) -> Iterator[memoryview]:
         if target is None:
-            target = _safetensors.to_array(entry, place)
-        elif direct is None:
-            np.copyto(target, _safetensors.to_array(entry, place), casting="same_kind")
-        self.tensors[name] = target
-
-
-def _writable_bytes(entry: Entry, target: Array | RawTensor | None) -> memoryview | None:
-    """The target's own bytes when the tensor can be received straight into them."""
-    if isinstance(target, RawTensor):
-        if target.dtype != entry.dtype:
-            raise ValueError(f"a RawTensor of {target.dtype} cannot receive {entry.dtype}: pull with its own dtype")
-        return target.bytes_view()
-    if target is None or not target.flags.c_contiguous or not entry.is_of(target.dtype):
-        return None
-    return target.reshape(-1).view(np.uint8).data
+            target = np.empty(entry.shape, NATIVE.get(entry.dtype, np.float32))
+        if tuple(target.shape) != entry.shape:
+            raise MalformedReply(f"The reply's tensor {name!r} has shape {entry.shape}, not the session's.")
+        yield from fill(target, entry, write_)
+        if not isinstance(target, RawTensor):
+            self.tensors[name] = target
 
 
 def check_out(out: Out | None, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -94,5 +129,6 @@ def check_out(out: Out | None, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 def _is_writable(target: Array | RawTensor) -> bool:
     if isinstance(target, RawTensor):
-        return not target.bytes_view().readonly or not target.bytes_view().nbytes
+        view = target.bytes_view()
+        return target.dtype in DTYPES and (not view.readonly or not view.nbytes)
     return bool(target.flags.writeable) and target.dtype.kind == "f"

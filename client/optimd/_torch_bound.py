@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self, TypeAlias
 
 import torch
 
 from optimd._torch_buffers import Buffers, LocalBuffers
 from optimd._torch_groups import ParamGroup, Values, as_groups, check_parameters, direction, from_json
+from optimd._torch_overlap import HiddenPushes, HiddenTransport
 from optimd._torch_policy import differing, first_scale, scale_of
 from optimd._torch_session import BoundSession
 from optimd.client import Client
+from optimd.errors import OptimdError
 from optimd.session import Session
+
+Overlap: TypeAlias = Literal["push"] | bool
+KINDS: Mapping[Overlap, type[BoundSession]] = {False: BoundSession, "push": HiddenPushes, True: HiddenTransport}
 
 
 class BoundOptimizer(torch.optim.Optimizer):
@@ -25,6 +30,7 @@ class BoundOptimizer(torch.optim.Optimizer):
       own_client: whether ``client`` is closed with this.
       policy: what a session does around the optimizer's step, as `Client.create_session` takes it.
       said: the hyperparameters that were given, `maximize` among them.
+      overlap: as for `RemoteOptimizer`.
     """
 
     def __init__(
@@ -40,8 +46,10 @@ class BoundOptimizer(torch.optim.Optimizer):
         buffers: Buffers | None,
         policy: Mapping[str, Any],
         said: Values,
+        overlap: Overlap,
     ) -> None:
         self._client = client
+        self._kind = KINDS[overlap]
         self._own_client = own_client
         self._bound: BoundSession | None = None
         self._create_session = partial(client.create_session, name=name or None, **policy)
@@ -77,7 +85,7 @@ class BoundOptimizer(torch.optim.Optimizer):
         held_direction = {"maximize": bool(session.info.get("maximize"))}
         super().__init__(groups, self._defaults_of(kind, held_direction | said))
         check_parameters(self.param_groups)
-        self._bound = BoundSession.attach(session, self.param_groups, self._buffers)
+        self._bound = self._kind.attach(session, self.param_groups, self._buffers)
         self._check_direction()
         for group, held, kept in zip(self.param_groups, self._bound.held(), explicit, strict=True):
             group.update({name: value for name, value in from_json(held).items() if name not in kept})
@@ -104,14 +112,14 @@ class BoundOptimizer(torch.optim.Optimizer):
     def _bind(self) -> None:
         """Create a session as the parameter groups now are."""
         check_parameters(self.param_groups)
-        self._bound = BoundSession.create(
+        self._bound = self._kind.create(
             self._create_session, self._optimizer, self.param_groups, self._known, self._buffers
         )
 
     def _bind_by(self, recipe: str) -> None:
         """Create a session whose groups the server makes, and take them over."""
         check_parameters(self.param_groups)
-        self._bound = BoundSession.create_by(
+        self._bound = self._kind.create_by(
             recipe, self._create_session, self._optimizer, self.param_groups[0], self._known, self._buffers
         )
         self.param_groups = self._bound.groups
@@ -122,7 +130,8 @@ class BoundOptimizer(torch.optim.Optimizer):
 
     @property
     def session(self) -> Session:
-        """The session on the server."""
+        """The session on the server; weights that are on their way are waited for."""
+        self._binding.wait()
         return self._binding.session
 
     @property
@@ -142,20 +151,28 @@ class BoundOptimizer(torch.optim.Optimizer):
             self._bind_anew()
 
     def _bind_anew(self) -> None:
-        replaced = self.session
+        replaced = self._binding
         try:
             self._bind()
         except BaseException:
             self.param_groups.pop()
             raise
-        replaced.delete()
+        replaced.close()
+        replaced.session.delete()
 
     def close(self, *, delete: bool = False) -> None:
-        """Close the connection, and first delete the session with its history if told to."""
-        if delete:
-            self.session.delete()
-        if self._own_client:
-            self._client.close()
+        """Close the connection, when the last weights are there; first delete the session with its history if told to.
+
+        Raises: what has become of weights that were on their way.
+        """
+        try:
+            if self._bound is not None:
+                self._bound.close()
+            if delete:
+                self.session.delete()
+        finally:
+            if self._own_client:
+                self._client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +180,11 @@ class BoundOptimizer(torch.optim.Optimizer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except OptimdError:
+            if error is None:  # else it would hide the error that ends the context
+                raise
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -9,12 +9,19 @@ from optimd.models import SessionInfo
 from optimd.session import Session
 
 # The rest is fixed when a session is created.
-CHANGEABLE = frozenset({"nonfinite", "schedule", "clip"})
+CHANGEABLE = frozenset({"nonfinite", "schedule", "clip", "wire"})
 
 
 def given(**policy: Any) -> dict[str, Any]:
     """What of a policy is not None."""
     return {name: value for name, value in policy.items() if value is not None}
+
+
+def in_server_words(wire: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Dtypes as a session names them, whose names are taken in either case."""
+    if wire is None:
+        return None
+    return {name: value.upper() if isinstance(value, str) else value for name, value in wire.items()}
 
 
 def differing(policy: Mapping[str, Any], info: SessionInfo) -> dict[str, Any]:

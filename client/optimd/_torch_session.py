@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import numpy as np
+from torch import Tensor
 
+from optimd._safetensors import Array
 from optimd._torch_buffers import LocalBuffers
 from optimd._torch_groups import (
     DEFAULT,
@@ -21,10 +23,13 @@ from optimd._torch_groups import (
     named,
     split,
 )
-from optimd._torch_weights import Gradient, LocalWeights
+from optimd._torch_weights import LocalWeights, to_send
 from optimd.errors import ProblemError
-from optimd.models import Averaged, Receipt, StateDict
+from optimd.models import Averaged, Receipt, SessionInfo, StateDict, WireDtype
 from optimd.session import Session
+
+Facts: TypeAlias = Mapping[str, Any]
+"""What a push says beside its gradients, as `Session.step` takes it."""
 
 
 class BoundSession:
@@ -58,8 +63,10 @@ class BoundSession:
         self.begun = begun
         self._buffers = buffers
         self._etag = session.etag
-        double = session.info["tensors"][0]["dtype"] == "F64"
-        self._weights = LocalWeights(self.params, np.float64 if double else np.float32)
+        self._receipt: Receipt | None = None
+        self._whole: WireDtype = "f64" if session.info["tensors"][0]["dtype"] == "F64" else "f32"
+        dtype = np.float64 if self._whole == "f64" else np.float32
+        self._weights = LocalWeights(self.params, dtype, _beside(session.info))
 
     @classmethod
     def create(
@@ -116,24 +123,43 @@ class BoundSession:
         return [self.session.info["hyperparameters"][name] for name in self.group_names]
 
     def step(
-        self, grads: Mapping[str, Gradient], wanted: Sequence[Values], loss: float | None, num_examples: int | None
-    ) -> Receipt:
+        self, grads: Mapping[str, Tensor], wanted: Sequence[Values], loss: float | None, num_examples: int | None
+    ) -> None:
         """Step by the hyperparameters ``wanted`` of each group, from the weights that the parameters now hold."""
+        self.wait()
         if self._weights.edited:
             # Without a condition the put can be repeated, and before the session has begun none is needed.
             self.push_weights(self._etag if self.begun else None)
         base, own = self._changes(wanted)
-        result = self.session.step(
-            grads,
-            buffers=self._buffers.on_wire(),
-            loss=loss,
-            num_examples=num_examples,
-            hyperparameters={**base, "groups": own} if own else base,
-            if_match=self._etag,
-            out=self._weights.targets(),
-        )
+        facts = {
+            "buffers": self._buffers.on_wire(),
+            "loss": loss,
+            "num_examples": num_examples,
+            "hyperparameters": {**base, "groups": own} if own else base,
+        }
+        self._exchange(grads, facts)
+
+    def _exchange(self, grads: Mapping[str, Tensor], facts: Facts) -> None:
+        """Push gradients with these facts, and receive the weights."""
+        result = self.session.step(to_send(grads), **facts, if_match=self._etag, out=self._weights.targets())
+        self._receipt = result.receipt
         self._received()
-        return result.receipt
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """Of the last push; None before the first."""
+        self.wait()
+        return self._receipt
+
+    def wait(self) -> None:
+        """Wait until nothing is on its way. Raises: what has become of it, once."""
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """While the context lasts, gradients are being accumulated: nothing is sent of them."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Let go of the parameters."""
 
     def _changes(self, wanted: Sequence[Values]) -> tuple[Values, dict[str, Values]]:
         return changes(dict(zip(self.group_names, wanted, strict=True)), self.session.info["hyperparameters"])
@@ -144,6 +170,7 @@ class BoundSession:
 
     def push_weights(self, if_match: str | None = None) -> None:
         """Put the parameters in place of the session's weights."""
+        self.wait()
         self.session.put_params({**self._weights.on_wire(), **self._buffers.on_wire()}, if_match=if_match)
         self._weights.settle()
         self._etag = self.session.etag
@@ -151,13 +178,15 @@ class BoundSession:
 
     def pull_weights(self) -> None:
         """Put the session's weights and buffers in place of the local ones."""
-        received = self.session.pull(out=self._weights.targets())
+        self.wait()
+        received = self.session.pull(dtype=self._whole, out=self._weights.targets())
         self._received()
         self._buffers.take(received)
 
     def averaged(self, weights: Averaged) -> AbstractContextManager[None]:
         """Put an average of the session's weights in place of the parameters for a while."""
-        return self._weights.replaced(self.session.pull(weights=weights))
+        self.wait()
+        return self._weights.replaced(self.session.pull(dtype=self._whole, weights=weights))
 
     def set_hyperparameters(self, wanted: Sequence[Values]) -> None:
         """Make the session's hyperparameters those ``wanted`` of each group."""
@@ -167,6 +196,7 @@ class BoundSession:
 
     def load(self, state: StateDict, wanted: Sequence[Values]) -> None:
         """Make moments and hyperparameters those given; when the moments are refused, the hyperparameters stay, too."""
+        self.wait()
         held = [dict(values) for values in self.held()]
         self.set_hyperparameters(wanted)
         try:
@@ -183,3 +213,11 @@ class BoundSession:
             self.push_weights()
         self.session.put_state(state, if_match=self._etag)
         self._etag = self.session.etag
+
+
+def _beside(info: SessionInfo) -> dict[str, Array] | None:
+    """Arrays for the tensors that are no parameters, in a session that sends differences; None in any other."""
+    if not (info.get("wire") or {}).get("difference"):
+        return None
+    buffers = (tensor for tensor in info.get("tensors", []) if tensor.get("role") == "buffer")
+    return {tensor["name"]: np.empty(tensor["shape"], np.float32) for tensor in buffers}

@@ -33,7 +33,7 @@ def on_wire(tensor: Tensor) -> Wire:
     return here.numpy()
 
 
-def gradients(params: Mapping[str, Tensor], missing: MissingGrad, by_rows: bool = False) -> dict[str, Gradient]:
+def gradients(params: Mapping[str, Tensor], missing: MissingGrad, by_rows: bool = False) -> dict[str, Tensor]:
     """The gradient of every parameter; empty when no parameter has one.
 
     Args:
@@ -46,24 +46,32 @@ def gradients(params: Mapping[str, Tensor], missing: MissingGrad, by_rows: bool 
     return {name: _gradient(name, param, missing, by_rows) for name, param in params.items()}
 
 
-def _gradient(name: str, param: Tensor, missing: MissingGrad, by_rows: bool) -> Gradient:
+def _gradient(name: str, param: Tensor, missing: MissingGrad, by_rows: bool) -> Tensor:
     grad = param.grad
     if grad is None:
         if missing == "zero":
-            return np.zeros(param.shape, np.float32)
+            return torch.from_numpy(np.zeros(param.shape, np.float32))  # which takes no memory until it is written
         raise RuntimeError(
             f"the parameter {name!r} has no gradient, and a step takes one of every parameter: leave it out of the "
             "optimizer if it is not trained, or pass missing_grad='zero' to send zeros for it"
         )
-    if grad.layout is torch.strided:
-        return on_wire(grad)
-    if by_rows and grad.layout is torch.sparse_coo and (grad.sparse_dim(), grad.dense_dim()) == (1, 1):
-        rows = grad.coalesce()  # no more rows than the tensor has, whatever the batch looked up twice
-        return RowGradient(rows.indices()[0].cpu().numpy(), on_wire(rows.values()))
+    rows = grad.layout is torch.sparse_coo and (grad.sparse_dim(), grad.dense_dim()) == (1, 1)
+    if grad.layout is torch.strided or (by_rows and rows):
+        return grad
     raise RuntimeError(
         f"the gradient of {name!r} is sparse, and this optimizer takes dense ones: make its layer with sparse=False, "
         "or take sparse_adam, which takes rows of tables"
     )
+
+
+def to_send(grads: Mapping[str, Tensor]) -> dict[str, Gradient]:
+    """Gradients as they are sent: without a copy where none is needed, and sparse ones by their rows."""
+    return {name: _rows(grad) if grad.is_sparse else on_wire(grad) for name, grad in grads.items()}
+
+
+def _rows(grad: Tensor) -> RowGradient:
+    rows = grad.coalesce()  # no more rows than the tensor has, whatever the batch looked up twice
+    return RowGradient(rows.indices()[0].cpu().numpy(), on_wire(rows.values()))
 
 
 class LocalWeights:
@@ -74,37 +82,77 @@ class LocalWeights:
 
     Args:
       params: tensor name → parameter; a parameter that is moved is followed.
-      dtype: that weights are received in.
+      dtype: of the session's weights.
+      beside: where differences are received, arrays of ``dtype`` for the tensors that are no parameters; else None.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], dtype: DTypeLike) -> None:
+    def __init__(
+        self, params: Mapping[str, Tensor], dtype: DTypeLike, beside: Mapping[str, Array] | None = None
+    ) -> None:
         self._dtype = np.dtype(dtype)
-        self._places = {name: _Place(param, self._dtype) for name, param in params.items()}
+        self._exact = beside is not None
+        self._beside = beside or {}
+        self._places = {name: self._place(param) for name, param in params.items()}
+
+    def _place(self, param: Tensor) -> _Place:
+        # A difference is added to what is there, which a narrower parameter would have rounded.
+        direct = not self._exact or param.dtype is _torch_dtype(self._dtype)
+        return _Place(param, self._dtype, direct=direct)
 
     @property
     def edited(self) -> bool:
         """Whether a parameter has been written since the last `settle`, or there was none."""
         return any(place.edited for place in self._places.values())
 
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters."""
+        return list(self._places)
+
     def on_wire(self) -> dict[str, Wire]:
         """Every parameter, to be sent."""
         return {name: on_wire(place.param) for name, place in self._places.items()}
 
-    def targets(self) -> dict[str, Array]:
+    def targets(self) -> dict[str, Wire]:
         """Tensor name → array to receive its weights: the parameter's own memory where that can be."""
         for name, place in self._places.items():
             if place.moved:
-                self._places[name] = _Place(place.param, self._dtype)
-        return {name: place.target for name, place in self._places.items()}
+                self._places[name] = self._place(place.param)
+        return {**self._beside, **{name: place.target for name, place in self._places.items()}}
+
+    def expect(self) -> None:
+        """New weights are on their way: a backward pass through the old ones must fail from now on."""
+        increment_version([place.param for place in self._places.values()])
+        self.settle()
+
+    def land(self, name: str) -> None:
+        """Take what was received into one of the last `targets` to its parameter, if it is one's.
+
+        Behind autograd's back: `agree` counts it.
+        """
+        if name in self._places:
+            self._places[name].land()
 
     def received(self) -> None:
         """Finish what was received into the last `targets`; the parameters now agree with the server."""
-        staged = [place for place in self._places.values() if place.staged]
-        for place in staged:
-            place.memory.copy_(torch.from_numpy(place.target))
-        # Written behind autograd's back: a backward pass through the old weights must fail, as it does locally.
-        increment_version([place.memory for place in self._places.values() if not place.staged])
-        self.settle()
+        for place in self._places.values():
+            place.land()
+            place.agree()
+
+    def agree(self, name: str) -> None:
+        """Take note that a parameter agrees with the server, whose weights for it have landed.
+
+        Raises: RuntimeError when it has been written since `settle`, that is while they were on their way.
+        """
+        place = self._places[name]
+        spoilt = place.edited
+        place.agree()
+        if spoilt:
+            raise RuntimeError(
+                f"the parameter {name!r} was changed while its new weights were on their way, and may hold some of "
+                "both: call opt.wait() before changing parameters, or use overlap='push'. opt.pull_weights() fetches "
+                "the session's weights"
+            )
 
     @contextmanager
     def replaced(self, by: Mapping[str, Array]) -> Iterator[None]:
@@ -137,17 +185,20 @@ class LocalWeights:
 class _Place:
     """Where one parameter lies, and where weights for it are received.
 
+    Args:
+      direct: whether they may be converted to the parameter's dtype on their way.
+
     Attributes:
-      memory: of the parameter; being held, it cannot become another tensor's at the same address.
-      staged: whether ``target`` is an array beside it, to be copied from, since the wire cannot write there itself.
+      target: where the wire writes them: the parameter's memory, or an array beside it where that cannot be.
     """
 
-    def __init__(self, param: Tensor, dtype: np.dtype[np.generic]) -> None:
+    def __init__(self, param: Tensor, dtype: np.dtype[np.generic], *, direct: bool) -> None:
         self.param = param
-        self.memory = param.detach()
-        direct = param.device.type == "cpu" and param.is_contiguous() and param.dtype is _torch_dtype(dtype)
-        self.staged = not direct
-        self.target: Array = self.memory.numpy() if direct else np.empty(param.shape, dtype)
+        # Being held, it cannot become another tensor's at the same address.
+        self._memory = param.detach()
+        self._staged = not (direct and param.is_cpu and param.is_contiguous())
+        self._beside = np.empty(param.shape if self._staged else 0, dtype)
+        self.target: Wire = self._beside if self._staged else on_wire(self._memory)
         self._address = _address(param)
         self._version: int | None = None
 
@@ -159,6 +210,15 @@ class _Place:
     @property
     def edited(self) -> bool:
         return self.param._version != self._version or self.moved  # noqa: SLF001 - torch has no public name for it
+
+    def land(self) -> None:
+        if self._staged:
+            self._memory.data.copy_(torch.from_numpy(self._beside))  # not counted, as the wire's own writing is not
+
+    def agree(self) -> None:
+        # Written behind autograd's back: a backward pass through the old weights must fail, as it does locally.
+        increment_version([self._memory])
+        self.settle()
 
     def settle(self) -> None:
         self._version = self.param._version  # noqa: SLF001 - as above

@@ -15,7 +15,7 @@ from optimd._settings import Settings
 
 def transport_for(settings: Settings, transport: httpx.BaseTransport | None) -> Transport:
     """The transport made for tensors, unless the caller brings one or a proxy stands between."""
-    if transport is not None or _is_proxied(settings.url):
+    if transport is not None or (settings.socket_path is None and _is_proxied(settings.url)):
         return HttpxTransport(settings, transport)
     return TensorTransport(settings)
 

@@ -21,7 +21,7 @@ from optimd._drive import AsyncDriver
 from optimd._handle import Handle
 from optimd._rows import Gradients
 from optimd._safetensors import Array
-from optimd._sink import Out
+from optimd._sink import Arriving, Out
 from optimd.models import Averaged, Event, ExchangeReport, Receipt, SessionInfo, StateDict, Step, StepResult, WireDtype
 
 
@@ -42,12 +42,22 @@ class AsyncSession(Handle):
         worker: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         pull: Pull | None = None,
+        send: WireDtype | None = None,
         if_match: IfMatch = TRACKED,
         key: str | None = None,
         out: Out | None = None,
+        arriving: Arriving | None = None,
+        contribution: str | None = None,
     ) -> StepResult:
-        metadata = step_metadata(loss, num_examples, worker, hyperparameters)
-        return await self._run(self._core.step(pushed(grads, buffers), metadata, pull, if_match, key, out))
+        metadata, tensors = step_metadata(loss, num_examples, worker, hyperparameters), pushed(grads, buffers)
+        return await self._run(
+            self._core.step(tensors, metadata, pull, if_match, key, out, arriving, send, contribution)
+        )
+
+    async def contribute(
+        self, grads: Gradients, *, contribution: str, send: WireDtype | None = None, if_match: IfMatch = TRACKED
+    ) -> Receipt:
+        return await self._run(self._core.contribute(grads, contribution, send, if_match))
 
     async def push(
         self,
@@ -58,11 +68,14 @@ class AsyncSession(Handle):
         num_examples: int | None = None,
         worker: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
+        send: WireDtype | None = None,
         if_match: IfMatch = TRACKED,
         key: str | None = None,
     ) -> Receipt:
         metadata = step_metadata(loss, num_examples, worker, hyperparameters)
-        return (await self._run(self._core.step(pushed(grads, buffers), metadata, "none", if_match, key, None))).receipt
+        return (
+            await self._run(self._core.step(pushed(grads, buffers), metadata, "none", if_match, key, None, send=send))
+        ).receipt
 
     async def pull(
         self,
@@ -105,10 +118,12 @@ class AsyncSession(Handle):
         groups: Sequence[Mapping[str, Any]] | None = None,
         name: str | None = None,
         nonfinite: str | None = None,
+        wire: Mapping[str, Any] | None = None,
         schedule: Switched = UNCHANGED,
         clip: Switched = UNCHANGED,
     ) -> SessionInfo:
-        changes = session_changes(schedule, clip, optimizer=optimizer, groups=groups, name=name, nonfinite=nonfinite)
+        others = {"optimizer": optimizer, "groups": groups, "name": name, "nonfinite": nonfinite, "wire": wire}
+        changes = session_changes(schedule, clip, **others)
         return await self._run(self._core.update(changes))
 
     async def refresh(self) -> SessionInfo:

@@ -67,7 +67,10 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def connect(
     ctx: typer.Context,
-    url: Annotated[str | None, typer.Option(help="The server.", envvar="OPTIMD_URL", show_default=False)] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="The server: http://host:port or unix:/path.", envvar="OPTIMD_URL", show_default=False),
+    ] = None,
     _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
 ) -> None:
     """Look at the sessions of an optimd server and at their histories."""

@@ -25,7 +25,8 @@ class Client:
     """A connection to one server; usable from several threads, and as a context manager.
 
     Args:
-      url: of the server; else `OPTIMD_URL`, else http://127.0.0.1:8000.
+      url: of the server, `http://host:port` or `unix:/path/of/its/socket`; else `OPTIMD_URL`, else
+        http://127.0.0.1:8000.
       api_key: else `OPTIMD_API_KEY`, else none.
       timeout: seconds of silence borne for a request without a body; each 10 MiB sent adds one. Else
         `OPTIMD_TIMEOUT`, else 30.

@@ -19,6 +19,7 @@
         ├── NotAcceptable                406    not-acceptable
         ├── BodyTimeout                  408    body-timeout
         ├── StepInFlight                 409    step-in-flight
+        ├── ContributionIncomplete       409    contribution-incomplete
         ├── SessionLost                  410    session-lost
         ├── StaleStep                    412    stale-step
         ├── TooLarge                     413    too-large
@@ -183,6 +184,13 @@ class BodyTimeout(ProblemError, slug="body-timeout", status=408):
 
 class StepInFlight(ProblemError, slug="step-in-flight"):
     """A push with this key is still on its way."""
+
+
+class ContributionIncomplete(ProblemError, slug="contribution-incomplete"):
+    """Parts of a push have not come, or the server has forgotten them: push all gradients whole."""
+
+    contribution = Evidence[str]()
+    missing = Evidence[list[str]]()
 
 
 class SessionLost(ProblemError, slug="session-lost", status=410):

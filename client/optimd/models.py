@@ -93,6 +93,7 @@ class SessionInfo(TypedDict):
     loss_scale: NotRequired[dict[str, Any] | None]
     ema: NotRequired[dict[str, Any] | None]
     swa: NotRequired[dict[str, Any] | None]
+    wire: NotRequired[dict[str, Any]]
     state_dtype: NotRequired[str]
     grad_dtype: NotRequired[str | None]
     seed: NotRequired[int]

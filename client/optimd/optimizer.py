@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias, TypeVar, overload
 import torch
 from torch import Tensor
 
-from optimd._torch_bound import BoundOptimizer
+from optimd._torch_bound import KINDS, BoundOptimizer, Overlap
 from optimd._torch_buffers import Buffers
 from optimd._torch_groups import ParamGroup, Values, hyperparameters
-from optimd._torch_policy import given
+from optimd._torch_policy import given, in_server_words
 from optimd._torch_state import REST, TorchState, from_torch, loaded_groups, rest_of_numbers, to_torch
 from optimd._torch_weights import MissingGrad, gradients
 from optimd.client import Client
@@ -50,11 +50,13 @@ class RemoteOptimizer(BoundOptimizer):
       schedule, clip, centralize, accumulate, loss_scale, ema, swa, state_dtype, grad_dtype: done by the server, as
         `Client.create_session` takes them. On attaching, the first two are changed where they differ from the
         session's; the rest must be what it has.
+      wire: dtypes of gradients and weights on their way, `{"grads": "bf16", "params": "bf16"}`; with
+        `"difference": True`, the parameters stay within one rounding of a step's change of the session's weights, and
+        those that are not float32 have a float32 copy beside them. On attaching, dtypes that differ are changed.
+      overlap: hide the transport: with "push", gradients are sent while the backward pass makes the next ones; with
+        True, new weights also come while the next forward pass uses those before them (see `wait`). Never changes a
+        result. For models above 25 MiB; smaller ones have nothing to hide.
       hyperparameters: such as ``lr=1e-3``; the catalogue's defaults, which are torch's, for the rest.
-
-    Attributes:
-      receipt: of the last push, or None; its `outcome` says whether a step was applied, or the push "buffered" or
-        skipped, with the weights unchanged.
 
     Raises: TypeError for an unknown hyperparameter or a parameter that is not floating-point; ValueError for
       parameters that are there twice, or are not those of ``session``, and for what it does otherwise for good;
@@ -85,17 +87,21 @@ class RemoteOptimizer(BoundOptimizer):
         swa: Mapping[str, Any] | None = None,
         state_dtype: Literal["f32", "bf16", "8bit"] | None = None,
         grad_dtype: Literal["BF16"] | None = None,
+        wire: Mapping[str, Any] | None = None,
+        overlap: Overlap = False,
         **hyperparameters: Any,
     ) -> None:
         if client is not None and (url is not None or api_key is not None):
             raise ValueError("url and api_key are the client's own; give either them or a client")
         if missing_grad not in {"error", "zero"}:
             raise ValueError(f"missing_grad is 'error' or 'zero', not {missing_grad!r}")
+        if overlap not in KINDS:
+            raise ValueError(f"overlap is False, True or 'push', not {overlap!r}")
         if groups is not None and session is not None:
             raise ValueError("groups are those of the session to attach to: leave the recipe out")
         policy = given(nonfinite=nonfinite, schedule=schedule, clip=clip, centralize=centralize, accumulate=accumulate)
         policy |= given(loss_scale=loss_scale, ema=ema, swa=swa, state_dtype=state_dtype, grad_dtype=grad_dtype)
-        self.receipt: Receipt | None = None
+        policy |= given(wire=in_server_words(wire))
         self._missing_grad = missing_grad
         super().__init__(
             params,
@@ -108,6 +114,7 @@ class RemoteOptimizer(BoundOptimizer):
             buffers=buffers,
             policy=policy,
             said=hyperparameters | given(maximize=maximize),
+            overlap=overlap,
         )
 
     @overload
@@ -143,13 +150,41 @@ class RemoteOptimizer(BoundOptimizer):
         if grads:
             self._check_direction()
             told = _number(returned if loss is None else loss)
-            self.receipt = self._binding.step(grads, self._wanted(self.param_groups), told, num_examples)
+            self._binding.step(grads, self._wanted(self.param_groups), told, num_examples)
         return returned
+
+    def wait(self) -> None:
+        """With ``overlap=True``, wait until the parameters hold the new weights.
+
+        Modules wait by themselves when they are called, and so does everything here. Call this before parameters are
+        used otherwise, after `step`: to save or change them, or to average them oneself.
+
+        Raises: ConnectionFailed, TimedOut, when the weights have not come; `pull_weights` fetches them. RuntimeError
+          when a parameter was changed meanwhile. A forward pass raises the same, whichever comes first.
+        """
+        self._binding.wait()
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """While the context lasts, gradients are being accumulated: with ``overlap``, they are not sent ahead.
+
+        For all backward passes but the last before a `step`, as with DistributedDataParallel. Without it, too, the
+        results are right, and the wire is used for nothing.
+        """
+        return self._binding.no_sync()
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """Of the last push, or None; its `outcome` says whether a step was applied, or the push "buffered" or skipped.
+
+        It comes with the last of the weights: with ``overlap=True``, asking for it waits for them.
+        """
+        return self._binding.receipt
 
     @property
     def loss_scale(self) -> float:
         """What to multiply the next loss by, where the server scales losses; 1 elsewhere."""
-        told = None if self.receipt is None else self.receipt.loss_scale
+        receipt = self.receipt
+        told = None if receipt is None else receipt.loss_scale
         return self._scale if told is None else told
 
     def _wanted(self, groups: Sequence[ParamGroup]) -> list[Values]:

@@ -21,7 +21,7 @@ from optimd._drive import Driver
 from optimd._handle import Handle
 from optimd._rows import Gradients
 from optimd._safetensors import Array
-from optimd._sink import Out
+from optimd._sink import Arriving, Out
 from optimd.models import Averaged, Event, ExchangeReport, Receipt, SessionInfo, StateDict, Step, StepResult, WireDtype
 
 
@@ -48,9 +48,12 @@ class Session(Handle):
         worker: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         pull: Pull | None = None,
+        send: WireDtype | None = None,
         if_match: IfMatch = TRACKED,
         key: str | None = None,
         out: Out | None = None,
+        arriving: Arriving | None = None,
+        contribution: str | None = None,
     ) -> StepResult:
         """Push gradients, step, and pull the new weights, in one round trip that happens once however often retried.
 
@@ -60,20 +63,46 @@ class Session(Handle):
           loss: recorded beside the step; one that is not finite cannot be written and is left out.
           num_examples, worker: recorded beside the step.
           hyperparameters: for this step alone, such as `{"lr": 0.1, "groups": {"no_decay": {"lr": 0.2}}}`.
-          pull: dtype of the weights in the reply (default: the session's), or "none" for the receipt alone.
+          pull: dtype of the weights in the reply (default: what the session's `wire` says), or "none" for the receipt
+            alone.
+          send: dtype that gradients are rounded to while they are sent (default: what `wire` says); arrays of no more
+            bytes, RawTensors and buffers are sent as they are.
           if_match: version that the gradients belong to: by default `etag`, the one this handle has seen last; None
             to step whatever the version, as several workers do.
           key: Idempotency-Key, 1 to 255 visible ASCII characters; by default a fresh one.
-          out: tensor name → array to write the new weights into. When the call raises, they may be half written.
+          out: tensor name → array to write the new weights into. When the call raises, they may be half written. In a
+            session whose `wire` says "difference", give it the same float32 arrays of all tensors at each step, and
+            leave them as they are in between: they are read too.
+          arriving: is told when the push has been judged, and then of each tensor of ``out`` as soon as it is there.
+          contribution: name under which `contribute` has sent gradients ahead; ``grads`` are the rest of them.
 
         Returns: the receipt, and the weights: views of one newly received buffer, or the arrays of ``out``. They are
           the old ones unless the receipt's outcome is "applied".
 
         Raises: StaleStep when the session has moved past ``if_match``; NonfiniteGradients, TensorMismatch,
-          ShapeMismatch, InvalidHyperparameter, KeyReused, SessionLost; ValueError for an unusable ``out``.
+          ShapeMismatch, InvalidHyperparameter, KeyReused, SessionLost; ContributionIncomplete when gradients of
+          ``contribution`` are missing or forgotten, and all are to be pushed whole; ValueError for an unusable ``out``.
         """
-        metadata = step_metadata(loss, num_examples, worker, hyperparameters)
-        return self._run(self._core.step(pushed(grads, buffers), metadata, pull, if_match, key, out))
+        metadata, tensors = step_metadata(loss, num_examples, worker, hyperparameters), pushed(grads, buffers)
+        return self._run(self._core.step(tensors, metadata, pull, if_match, key, out, arriving, send, contribution))
+
+    def contribute(
+        self, grads: Gradients, *, contribution: str, send: WireDtype | None = None, if_match: IfMatch = TRACKED
+    ) -> Receipt:
+        """Send some of a step's gradients ahead. A `step` that names the same ``contribution`` brings the rest.
+
+        The server keeps one contribution, and forgets it when the session moves or somebody else pushes.
+
+        Args:
+          grads: tensor name → gradient, at least one, each whole; one that comes again takes the other's place.
+          contribution: 1 to 64 visible ASCII characters, another for each step, such as a UUID.
+          send, if_match: as for `step`.
+
+        Returns: a receipt whose outcome is "buffered"; nothing has changed.
+
+        Raises: StaleStep, TensorMismatch, ShapeMismatch, InvalidField.
+        """
+        return self._run(self._core.contribute(grads, contribution, send, if_match))
 
     def push(
         self,
@@ -84,12 +113,15 @@ class Session(Handle):
         num_examples: int | None = None,
         worker: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
+        send: WireDtype | None = None,
         if_match: IfMatch = TRACKED,
         key: str | None = None,
     ) -> Receipt:
         """`step` without the weights: the receipt alone."""
         metadata = step_metadata(loss, num_examples, worker, hyperparameters)
-        return self._run(self._core.step(pushed(grads, buffers), metadata, "none", if_match, key, None)).receipt
+        return self._run(
+            self._core.step(pushed(grads, buffers), metadata, "none", if_match, key, None, send=send)
+        ).receipt
 
     def pull(
         self,
@@ -103,7 +135,7 @@ class Session(Handle):
 
         Args:
           names: some of the tensors; by default all.
-          dtype: on the wire, by default the session's; BF16 is given as float32.
+          dtype: on the wire, by default what the session's `wire` says; BF16 is given as float32.
           out: tensor name → array to write into. When the call raises, they may be half written.
           weights: an average in place of the current ones, "ema" or "swa", or "eval" for those that the optimizer,
             such as a schedule-free one, is to be evaluated at.
@@ -169,6 +201,7 @@ class Session(Handle):
         groups: Sequence[Mapping[str, Any]] | None = None,
         name: str | None = None,
         nonfinite: str | None = None,
+        wire: Mapping[str, Any] | None = None,
         schedule: Switched = UNCHANGED,
         clip: Switched = UNCHANGED,
     ) -> SessionInfo:
@@ -177,10 +210,12 @@ class Session(Handle):
         Args:
           optimizer: such as `{"lr": 0.01}`; holds for every group without an override of its own.
           groups: such as `[{"name": "no_decay", "lr": 0.02}]`.
+          wire: such as `{"params": "bf16"}`; what it does not name stays.
           schedule: a new one, which begins now; None ends the one there is.
           clip: how gradients are clipped; None for not at all.
         """
-        changes = session_changes(schedule, clip, optimizer=optimizer, groups=groups, name=name, nonfinite=nonfinite)
+        others = {"optimizer": optimizer, "groups": groups, "name": name, "nonfinite": nonfinite, "wire": wire}
+        changes = session_changes(schedule, clip, **others)
         return self._run(self._core.update(changes))
 
     def refresh(self) -> SessionInfo:

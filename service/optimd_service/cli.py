@@ -13,6 +13,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from optimd_service import __version__
+from optimd_service.api.direct import DirectProtocol
 from optimd_service.api.front import Front
 from optimd_service.config import Settings
 from optimd_service.datadir import DataDirectory, DirectoryInUse
@@ -22,6 +23,8 @@ from optimd_service.session.catalogue import page
 
 app = typer.Typer(no_args_is_help=True, help="The optimd server: a remote optimizer.", add_completion=False)
 
+# For how long the thread that writes the history may keep a step waiting; Python's own 5 ms are ten small steps.
+SWITCH_S = 0.0005
 DRAIN_S = 20  # with the history's ten, what process supervisors grant before they kill
 
 
@@ -50,6 +53,8 @@ def run(
     directory = DataDirectory(settings.data)
     try:
         with directory:
+            if settings.uds is not None:
+                _check_socket(settings.uds)
             url = prepare_database(settings, directory)
             _serve(settings, Front(create_app(settings, database_url=url, server_id=directory.server_id)))
     except (DirectoryInUse, SchemaBehind) as error:
@@ -90,6 +95,23 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _check_socket(path: Path) -> None:
+    """Refuse a path that no socket can be made at. One that nobody answers on is left of a server that died."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            refused = path.exists() and not path.is_socket()
+            reason = f"{path} is there and is no socket" if refused else f"there is no folder {path.parent}"
+            if not refused and path.parent.is_dir():
+                return
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            reason = f"another server listens on {path}"
+    raise _failure(f"--uds: {reason}; give a path of at most 107 bytes in a folder of yours.")
+
+
 def _serve(settings: Settings, application: Front) -> None:
     place: dict[str, Any] = (
         {"uds": str(settings.uds)} if settings.uds else {"host": settings.host, "port": settings.port}
@@ -100,13 +122,14 @@ def _serve(settings: Settings, application: Front) -> None:
         application,
         **place,
         loop="uvloop",
-        http="httptools",
+        http=DirectProtocol,
         log_level=settings.log_level,
         access_log=False,  # a line for each step would cost more than a small step
         server_header=False,
         proxy_headers=False,  # nothing here asks who the client is
         timeout_graceful_shutdown=DRAIN_S,
     )
+    sys.setswitchinterval(SWITCH_S)
     server = _Server(config)
     try:
         server.run()

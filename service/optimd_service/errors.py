@@ -13,6 +13,7 @@
     ├── NotAcceptable                       406  not-acceptable
     ├── BodyTimeout                         408  body-timeout
     ├── StepInFlight                        409  step-in-flight
+    ├── ContributionIncomplete              409  contribution-incomplete
     ├── SessionLost                         410  session-lost
     ├── StaleStep                           412  stale-step
     ├── TooLarge                            413  too-large
@@ -130,6 +131,12 @@ class StepInFlight(Problem):
 
     slug, status = "step-in-flight", 409
     retry_after_s = 1
+
+
+class ContributionIncomplete(Problem):
+    """Parts of a push have not come, or are forgotten."""
+
+    slug, status = "contribution-incomplete", 409
 
 
 class SessionLost(Problem):

@@ -34,13 +34,18 @@ def client(request: pytest.FixtureRequest, service: FakeService) -> Iterator[opt
 
 
 @pytest.fixture
-def remote(server_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., optimd.RemoteOptimizer]]:
-    """Makes RemoteOptimizers on the real server; their sessions end with the test."""
+def remote(
+    server_url: str, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> Iterator[Callable[..., optimd.RemoteOptimizer]]:
+    """Makes RemoteOptimizers on the real server, under `--overlap` overlapping ones; they end with the test."""
     monkeypatch.setenv("OPTIMD_URL", server_url)
     made: list[optimd.RemoteOptimizer] = []
+    chosen = {"overlap": True} if pytestconfig.getoption("overlap") else {}
+    if chosen:  # the models of the tests would fill no bucket of the usual size
+        monkeypatch.setattr("optimd._torch_buckets.BUCKET_BYTES", 64)
 
     def make(*args: Any, **kwargs: Any) -> optimd.RemoteOptimizer:
-        made.append(optimd.RemoteOptimizer(*args, **kwargs))
+        made.append(optimd.RemoteOptimizer(*args, **(chosen | kwargs)))
         return made[-1]
 
     yield make

@@ -19,6 +19,8 @@ import httpx
 import numpy as np
 import safetensors.numpy
 
+from reaching import listening
+
 SAFETENSORS = "application/vnd.safetensors"
 CREATED = {"id": 1, "kind": "created", "step": 0, "at": "2026-01-01T00:00:00Z", "detail": {}}
 SGD = {
@@ -94,6 +96,7 @@ class FakeService:
         self.name = name
         self.rows: list[dict[str, Any]] = []
         self.keys: dict[str, dict[str, Any]] = {}
+        self.parts: dict[str, dict[str, np.ndarray]] = {}
         self.seen: list[Seen] = []
         self.planned: list[Answer | Exception | None] = []
         self.deleted = False
@@ -195,18 +198,28 @@ class FakeService:
         if seen.headers.get("if-match", f'"{self.etag}"') != f'"{self.etag}"':
             return problem("stale-step", 412, step=len(self.rows), etag=self.etag)
         grads, metadata = read_safetensors(seen.body)
+        contribution = seen.query.get("contribution", "")
+        grads = self.parts.pop(contribution, {}) | grads
+        if "complete" not in seen.query and contribution:
+            self.parts[contribution] = grads
+            return self._stepped(self._receipt("buffered", len(self.rows)), seen)
+        if missing := [name for name in self.params if name not in grads]:
+            return problem("contribution-incomplete", 409, contribution=contribution, missing=missing)
         self.params = {name: self.params[name] - np.float32(0.5) * grads[name].astype("f4") for name in self.params}
-        figures = {"lr": 0.5, "loss": float(metadata["loss"]) if "loss" in metadata else None, "grad_norm": 1.0}
-        receipt = {"session": "s1", "step": len(self.rows) + 1, "base_step": len(self.rows), "outcome": "applied"}
-        receipt |= figures | {"clip_scale": 1.0, "update_norm": 0.5, "param_norm": None, "durable_step": 0}
-        receipt |= {"loss_scale": None}
+        receipt = self._receipt("applied", len(self.rows) + 1)
+        receipt["loss"] = float(metadata["loss"]) if "loss" in metadata else None
         said = {"num_examples": None, "worker": metadata.get("worker"), "hyperparameters": None}
         self.rows.append(receipt | {"duplicate": False} | said | {"committed_at": "2026-01-01T00:00:00Z"})
         self.keys[key] = receipt
         return self._stepped(receipt | {"duplicate": False}, seen)
 
+    def _receipt(self, outcome: str, step: int) -> dict[str, Any]:
+        receipt = {"session": "s1", "step": step, "base_step": len(self.rows), "outcome": outcome}
+        figures = {"lr": 0.5, "loss": None, "grad_norm": 1.0, "clip_scale": 1.0, "update_norm": 0.5}
+        return receipt | figures | {"param_norm": None, "durable_step": 0, "loss_scale": None}
+
     def _stepped(self, receipt: dict[str, Any], seen: Seen) -> Answer:
-        params = {} if seen.query.get("pull") == "none" else self.params
+        params = {} if seen.query.get("pull") == "none" or receipt["outcome"] == "buffered" else self.params
         return self._tensors(params, {"receipt": json.dumps(receipt), "etag": self.etag})
 
     def _tensors(self, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Answer:
@@ -252,16 +265,20 @@ class FakeService:
             def log_message(self, *arguments: Any) -> None:
                 """Say nothing."""
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        with (
+            listening() as (listener, url),
+            ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False) as server,
+        ):
+            server.socket.close()
+            server.socket = listener
+            server.daemon_threads = True
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            try:
+                yield url
+            finally:
+                server.shutdown()
+                thread.join()
 
 
 class _BothWays(httpx.MockTransport):

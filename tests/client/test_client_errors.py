@@ -11,6 +11,7 @@ import pytest
 
 from optimd import errors
 from optimd._httpx import translate
+from optimd._settings import Settings
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "http.md"
 
@@ -77,4 +78,4 @@ def test_every_error_of_httpx_is_mapped(kind: type[httpx.RequestError]) -> None:
         if name in MALFORMED
         else errors.ConnectionFailed
     )
-    assert type(translate(kind("x"), "http://h")) is expected
+    assert type(translate(kind("x"), Settings.resolve("http://h", environ={}))) is expected

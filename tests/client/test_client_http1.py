@@ -19,6 +19,7 @@ from optimd._exchange import Request
 from optimd._http1 import TensorTransport
 from optimd._settings import Settings
 from optimd._sink import TensorSink
+from reaching import listening
 
 GET = Request("GET", "/v1/sessions/s1")
 ONCE = Request("GET", "/v1/sessions/s1", repeatable=False)
@@ -52,13 +53,11 @@ class Script:
 
 @contextmanager
 def serving(script: Script, *, timeout: float = 5.0) -> Iterator[TensorTransport]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening() as (listener, url):
         listener.settimeout(10)
         thread = threading.Thread(target=script.run, args=(listener,))
         thread.start()
-        transport = TensorTransport(
-            Settings.resolve(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=timeout, environ={})
-        )
+        transport = TensorTransport(Settings.resolve(url, timeout=timeout, environ={}))
         try:
             yield transport
         finally:
@@ -164,16 +163,15 @@ def test_a_reply_that_is_cut_or_mangled_is_a_typed_error(raw: bytes, error: type
 
 
 def test_silence_is_a_timeout() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with listening() as (_, url):
         transport = TensorTransport(Settings.resolve(url, timeout=0.05, environ={}))
         with pytest.raises(errors.TimedOut):
             transport.exchange(GET)
 
 
 def unused_url() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with listening() as (_, url):
+        return url
 
 
 @pytest.mark.parametrize("where", [unused_url, lambda: "http://name.invalid"], ids=["refused", "unknown-host"])
@@ -181,13 +179,6 @@ def test_what_cannot_be_reached_was_not_sent(where: Callable[[], str]) -> None:
     url = where()
     with pytest.raises(errors.NotConnected, match="No connection to"):
         TensorTransport(Settings.resolve(url, environ={})).exchange(GET)
-
-
-def test_tls_to_a_server_without_it_is_not_connected() -> None:
-    with FakeService().serving() as url:
-        secure = TensorTransport(Settings.resolve(url.replace("http", "https", 1), environ={}))
-        with pytest.raises(errors.NotConnected):
-            secure.exchange(GET)
 
 
 def test_a_header_cannot_smuggle_another() -> None:

@@ -9,7 +9,6 @@ from optimd_service.api import reference
 from optimd_service.api.media import JSON, kind_of_body
 from optimd_service.api.services import Provided, Services
 from optimd_service.session.advice import advice
-from optimd_service.wire.body import Body
 from optimd_service.wire.json import read_object, write_json
 from optimd_service.wire.received import receive_json
 
@@ -20,7 +19,7 @@ router = APIRouter(prefix="/v1/advice", tags=["optimizers"])
 async def advise(request: Request, services: Provided) -> Response:
     """Recommend optimizers for a task."""
     kind_of_body(request.headers.get("content-type"), supported=("json",))
-    body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
+    body = services.body(request.scope, request.receive)
     received = await receive_json(body, tensors="params")
     return Response(await _answer(received.text, services), media_type=JSON)
 

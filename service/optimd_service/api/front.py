@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from optimd_service.api.problems import answer
 from optimd_service.api.services import services_of
 from optimd_service.api.steps import PUSH_ENDPOINT
-from optimd_service.wire.body import Disconnected
+from optimd_service.wire.disconnected import Disconnected
 
 _BEFORE, _AFTER = "/v1/sessions/", "/steps"
 

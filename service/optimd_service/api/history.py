@@ -10,7 +10,7 @@ from starlette.responses import Response
 from optimd_service.api import reference
 from optimd_service.api.media import JSON
 from optimd_service.api.services import Provided
-from optimd_service.api.steps import receipt_fields
+from optimd_service.api.step_reply import receipt_fields
 from optimd_service.api.written import written
 from optimd_service.errors import StepNotFound
 from optimd_service.session.representation import iso

@@ -22,7 +22,6 @@ from optimd_service.session.preconditions import Match
 from optimd_service.session.session import Session
 from optimd_service.store.contract import Snapshot
 from optimd_service.types import Version
-from optimd_service.wire.body import Body
 from optimd_service.wire.dtypes import queried_dtype
 from optimd_service.wire.encode import Encoded, encode_json, encode_tensors
 from optimd_service.wire.json import read_object, write_json
@@ -40,13 +39,16 @@ async def pull(
     session_id: str,
     request: Request,
     services: Provided,
-    dtype: Annotated[str | None, Query(description="f32, f64, bf16 or f16; the session's when absent.")] = None,
+    dtype: Annotated[
+        str | None,
+        Query(description="f32, f64, bf16 or f16; when absent, what the session's `wire` says, else its own."),
+    ] = None,
     names: Annotated[list[str] | None, Query(description="Tensors wanted; all when absent.")] = None,
     weights: Annotated[Literal[Averaged, "current"], Query(description=_WEIGHTS)] = "current",
 ) -> Response:
     """Pull the weights of exactly one version, or an average of them."""
     session = await services.sessions.get(session_id)
-    wanted = None if dtype is None else queried_dtype("dtype", dtype)
+    wanted = session.params_dtype if dtype is None else queried_dtype("dtype", dtype)
     kind = kind_of_reply(header(request.scope, b"accept"), default="safetensors")
     if not await _is_newer(session, request):
         return Response(status_code=304, headers=_etag(session.version))
@@ -60,7 +62,7 @@ async def pull(
         encoded,
         media_type=MEDIA_TYPES[kind],
         headers=_etag(snapshot.version),
-        idle_timeout_s=services.idle_timeout_s,
+        sending=services.sending(request.scope, session.lane),
         release=snapshot.release,
     )
 
@@ -76,9 +78,7 @@ async def _is_newer(session: Session, request: Request) -> bool:
     return not match.accepts(session.version)
 
 
-def _encode(
-    session: Session, snapshot: Snapshot, kind: Kind, dtype: torch.dtype | None, names: list[str] | None
-) -> Encoded:
+def _encode(session: Session, snapshot: Snapshot, kind: Kind, dtype: torch.dtype, names: list[str] | None) -> Encoded:
     version = snapshot.version
     if kind == "safetensors":
         metadata = {"step": str(version.step), "etag": version.etag}
@@ -92,7 +92,7 @@ async def put_params(session_id: str, request: Request, services: Provided) -> R
     kind = kind_of_body(request.headers.get("content-type"))
     session = await services.sessions.get(session_id)
     async with session.replacing(_if_match(request)):
-        body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
+        body = services.body(request.scope, request.receive)
         if kind == "json":
             received = await receive_json(body, tensors="params")
             await session.lane.run(lambda: refuse_unknown(received.fields(), frozenset({"params"})))
@@ -105,7 +105,7 @@ async def put_params(session_id: str, request: Request, services: Provided) -> R
 
 
 @router.get("/v1/sessions/{session_id}/state", **reference.GET_STATE)
-async def get_state(session_id: str, services: Provided) -> Response:
+async def get_state(session_id: str, request: Request, services: Provided) -> Response:
     """Take the optimizer's state away, under torch's names."""
     session = await services.sessions.get(session_id)
     metadata, tensors = await session.state()
@@ -114,7 +114,7 @@ async def get_state(session_id: str, services: Provided) -> Response:
         encoded,
         media_type=MEDIA_TYPES["safetensors"],
         headers={"etag": f'"{metadata["etag"]}"'},
-        idle_timeout_s=services.idle_timeout_s,
+        sending=services.sending(request.scope, session.lane),
     )
 
 
@@ -131,7 +131,7 @@ async def put_state(
     session = await services.sessions.get(session_id)
     async with session.replacing(_if_match(request)):
         headers = StateHeaders(session.plan, strict=strict)
-        body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
+        body = services.body(request.scope, request.receive)
         received = await receive_safetensors(body, headers, None, run=session.lane.run)
         version = await session.put_state(StateBody(received, headers))
     return _replaced(version, **({} if strict else {"passed_over": headers.passed_over}))
@@ -142,7 +142,7 @@ async def put_optimizer(session_id: str, request: Request, services: Provided) -
     """Give the session another optimizer; its state carries over where it can, and the reply says what was dropped."""
     kind_of_body(request.headers.get("content-type"), supported=("json",))
     session = await services.sessions.get(session_id)
-    body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
+    body = services.body(request.scope, request.receive)
     received = await receive_json(body, tensors="params")
     wanted = await session.lane.run(lambda: read_exchange(read_object(received.text)))
     change, version = await services.sessions.exchange(session, wanted, _if_match(request))

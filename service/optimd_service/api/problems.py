@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -14,12 +15,16 @@ from starlette.routing import compile_path
 from optimd_service.api import reference
 from optimd_service.api.media import JSON
 from optimd_service.api.operation import PROBLEM_JSON
-from optimd_service.errors import InvalidField, MethodNotAllowed, NotFound, Problem, every_problem
-from optimd_service.wire.body import Disconnected
+from optimd_service.errors import InsufficientMemory, InvalidField, MethodNotAllowed, NotFound, Problem, every_problem
+from optimd_service.wire.disconnected import Disconnected
 from optimd_service.wire.json import write_json
 
 router = APIRouter(tags=["server"])
 log = logging.getLogger("optimd")
+_NO_ROOM = (
+    "The session's device has no memory free for this call; nothing was changed. Send it again when others have freed "
+    "some, or delete a session there."
+)
 
 
 def document(problem: Problem) -> dict[str, Any]:
@@ -47,6 +52,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_parameter)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _routing_error)  # type: ignore[arg-type]
     app.add_exception_handler(Disconnected, _gone)
+    app.add_exception_handler(torch.OutOfMemoryError, _internal)
     app.add_exception_handler(Exception, _internal)
 
 
@@ -84,6 +90,8 @@ def answer(error: Exception) -> Response:
     """The reply to any error; one that is no problem of ours is logged, and tells the caller nothing more."""
     if isinstance(error, Problem):
         return problem_response(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return problem_response(InsufficientMemory(_NO_ROOM))
     log.error("internal error", exc_info=error)
     return problem_response(Problem("The server failed; its log says why. Nothing of your request was kept."))
 

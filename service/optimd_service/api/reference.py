@@ -136,6 +136,7 @@ PUSH = operation(
             *_WRITTEN,
             errors.NotAcceptable,
             errors.StepInFlight,
+            errors.ContributionIncomplete,
             errors.InvalidHyperparameter,
             errors.NonfiniteGradients,
             errors.NonfiniteParams,
@@ -146,7 +147,7 @@ PUSH = operation(
     body=safetensors_body(
         "Gradients; `loss`, `num_examples`, `worker`, `hyperparameters` in `__metadata__`. For an optimizer that takes "
         "rows, a tensor's gradient may be `<tensor>#rows`, I64 [k], and `<tensor>#values`, [k, width], in place of one "
-        "entry."
+        "entry. With `contribution`, some of the gradients; with `complete` too, those that are still missing."
     )
     | json_body(documents.PushBody, examples.PUSH),
     parameters=(
@@ -154,8 +155,36 @@ PUSH = operation(
         {
             "name": "pull",
             "in": "query",
-            "description": "Dtype of the weights in the reply; the session's when absent.",
+            "description": "Dtype of the weights in the reply; when absent, what `wire` says, else the session's.",
             "schema": {"enum": ["f32", "f64", "bf16", "f16", "none"]},
+        },
+        {
+            "name": "holds",
+            "in": "query",
+            "description": "Where `wire` says `difference`: the token of the weights that the client holds, which a "
+            "reply's `__metadata__` gave it in `holds`, or `none`. The reply is the difference to them in BF16, and "
+            "says so in `difference`, or whole weights.",
+            "schema": {"type": "string"},
+        },
+        {
+            "name": "receipt",
+            "in": "query",
+            "description": "`last`: in a reply with weights in safetensors the receipt stands behind them, as the text "
+            "of a U8 tensor `#receipt`, so that they can leave while the step is being taken. A reply that ends early "
+            "is of a step that failed or is unknown: ask again with the same key.",
+            "schema": {"enum": ["first", "last"], "default": "first"},
+        },
+        {
+            "name": "contribution",
+            "in": "query",
+            "description": "The body is a part of a push: the parts of one contribution (a UUID, say) belong together.",
+            "schema": {"type": "string", "pattern": "^[!-~]{1,64}$"},
+        },
+        {
+            "name": "complete",
+            "in": "query",
+            "description": "With true, this part is the contribution's last: the step is taken with all that came.",
+            "schema": {"type": "boolean", "default": False},
         },
         IF_MATCH,
         KEY,

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from optimd_service.wire.body import Disconnected
+from optimd_service.api.transfer import Transfer
+from optimd_service.session.following import Unfinished
+from optimd_service.wire.body import LARGE
+from optimd_service.wire.disconnected import Disconnected
+from optimd_service.wire.elsewhere import Elsewhere
 from optimd_service.wire.encode import Encoded
 
-# Small enough for the server's flow control, large enough that a piece costs nothing beside its bytes.
-PIECE_BYTES = 2 * 1024 * 1024
-# Up to here head and payload are joined: one copy is cheaper than one more write.
+# Up to here all is joined: one copy is cheaper than one more write.
 JOINED_BYTES = 64 * 1024
-# The end of every body is sent from a copy. A send returns while the transport still holds up to its high-water mark of
-# 64 KiB, and the last bytes must not be weights that the next step writes over. Twice that, so that the transport asks
-# to be waited for.
-COPIED_BYTES = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How large bodies are sent.
+
+    Attributes:
+      run: runs a function in a thread: to make the pieces of a body may be work.
+      transfer: sends over the request's own socket, if that can be.
+      idle_timeout_s: how long a client may read nothing before it is given up.
+    """
+
+    run: Elsewhere
+    transfer: Transfer | None
+    idle_timeout_s: float
 
 
 class EncodedResponse(Response):
     """Sends an encoded body with its Content-Length, and then lets go of the memory.
 
     Args:
+      sending: how, if it is large.
       release: called once, when the body is sent or cannot be.
-      idle_timeout_s: how long a client may read nothing before it is given up.
     """
 
     def __init__(
@@ -35,7 +49,7 @@ class EncodedResponse(Response):
         *,
         media_type: str,
         headers: dict[str, str],
-        idle_timeout_s: float,
+        sending: Sending,
         release: Callable[[], None] = lambda: None,
         status_code: int = 200,
     ) -> None:
@@ -48,31 +62,38 @@ class EncodedResponse(Response):
             *((name.encode(), value.encode()) for name, value in headers.items()),
         ]
         self._encoded = encoded
-        self._idle_timeout_s = idle_timeout_s
+        self._sending = sending
         self._release = release
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  an ASGI application's
         """Send it; the release happens whatever becomes of the connection."""
         try:
             await self._send(send)
+        except (Disconnected, Unfinished):
+            return  # a reply that has begun is no place for a problem; the server ends the connection
         finally:
             self._release()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        head, payload = self._encoded.head, self._encoded.payload
-        if len(self._encoded) <= JOINED_BYTES:
-            await send({"type": "http.response.body", "body": head + bytes(payload)})
-            return
-        lent = max(0, len(payload) - COPIED_BYTES)
-        pieces = [payload[at : min(at + PIECE_BYTES, lent)] for at in range(0, lent, PIECE_BYTES)]
-        for piece in (head, *pieces, bytes(payload[lent:])):
-            await self._in_time(send({"type": "http.response.body", "body": piece, "more_body": True}))
-        await self._in_time(send({"type": "http.response.body", "body": b""}))
+        length, pieces, last = len(self._encoded), self._encoded.pieces(), b""
+        transfer = self._sending.transfer
+        if length <= JOINED_BYTES:
+            last = b"".join(pieces)
+        elif length >= LARGE and transfer is not None:
+            await transfer.send(pieces, length)
+        else:
+            await self._send_copies(pieces, send)
+        await self._in_time(send({"type": "http.response.body", "body": last}))
 
-    async def _in_time(self, sending: Awaitable[None]) -> None:
+    async def _send_copies(self, pieces: Iterator[memoryview], send: Send) -> None:
+        # Copies, since the server keeps what it could not send, and the next piece or step would write over it.
+        while (piece := await self._sending.run(next, pieces, None)) is not None:
+            await self._in_time(send({"type": "http.response.body", "body": bytes(piece), "more_body": True}))
+
+    async def _in_time(self, sent: Awaitable[None]) -> None:
         try:
-            async with asyncio.timeout(self._idle_timeout_s):
-                await sending
+            async with asyncio.timeout(self._sending.idle_timeout_s):
+                await sent
         except TimeoutError:
             raise Disconnected from None

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
-from starlette.types import Scope
+from starlette.types import Receive, Scope
 
+from optimd_service.api.headers import header
+from optimd_service.api.reply import Sending
+from optimd_service.api.transfer import Transfer
 from optimd_service.history import History
+from optimd_service.session.arithmetic import Lane
 from optimd_service.session.sessions import Sessions
+from optimd_service.wire.body import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,23 @@ class Services:
     sessions: Sessions
     history: History
     idle_timeout_s: float
+
+    def _transfer(self, scope: Scope) -> Transfer | None:
+        return Transfer.of(scope, self.sessions.arithmetic.transfers, self.idle_timeout_s)
+
+    def sending(self, scope: Scope, lane: Lane) -> Sending:
+        """How the reply to a request is sent, if it is large; ``lane`` makes its pieces."""
+        return Sending(lane.run, self._transfer(scope), self.idle_timeout_s)
+
+    def body(self, scope: Scope, receive: Receive) -> Body:
+        """The body of a request."""
+        length = header(scope, b"content-length") or ""
+        return Body(
+            receive,
+            idle_timeout_s=self.idle_timeout_s,
+            length=int(length) if length.isdecimal() else None,
+            shortcut=self._transfer(scope),
+        )
 
 
 def services_of(scope: Scope) -> Services:

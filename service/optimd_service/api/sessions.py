@@ -21,7 +21,7 @@ from optimd_service.session.session import Session
 from optimd_service.types import SessionRow
 from optimd_service.wire.body import Body
 from optimd_service.wire.json import read_object, write_json
-from optimd_service.wire.received import SafetensorsBody, receive_header, receive_json, receive_payload
+from optimd_service.wire.received import receive_header, receive_json, receive_tensors
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 costs = APIRouter(prefix="/v1/cost", tags=["sessions"])
@@ -30,7 +30,7 @@ costs = APIRouter(prefix="/v1/cost", tags=["sessions"])
 @router.post("", **reference.CREATE)
 async def create(request: Request, services: Provided) -> Response:
     """Create a session from its description, with weights inline, behind it, or initialised here."""
-    body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
+    body = services.body(request.scope, request.receive)
     if kind_of_body(request.headers.get("content-type")) == "json":
         session = await _create_from_json(body, services)
     else:
@@ -57,7 +57,7 @@ async def _create_from_safetensors(body: Body, services: Services) -> Session:
     blueprint, landing = await services.sessions.arithmetic.large.run(from_header, raw)
 
     async def arrive(flat: torch.Tensor) -> Fill:
-        received = SafetensorsBody(raw, {}, landing, await receive_payload(body, landing, flat))
+        received = await receive_tensors(body, raw, (landing, {}), flat, run=services.sessions.arithmetic.large.run)
         return lambda flat: received.land_(flat, blueprint.layout)
 
     return await services.sessions.create(blueprint, arrive)
@@ -67,7 +67,7 @@ async def _create_from_safetensors(body: Body, services: Services) -> Session:
 async def ask_cost(request: Request, services: Provided) -> Response:
     """What a session of this description would hold in memory; nothing is created."""
     kind_of_body(request.headers.get("content-type"), supported=("json",))
-    received = await receive_json(Body(request.receive, idle_timeout_s=services.idle_timeout_s), tensors="params")
+    received = await receive_json(services.body(request.scope, request.receive), tensors="params")
     return await written(services, lambda: cost(from_json(received.text)[0]))
 
 
@@ -114,7 +114,7 @@ async def change(session_id: str, request: Request, services: Provided) -> Respo
     """Change name, policy or hyperparameters for all later steps."""
     kind_of_body(request.headers.get("content-type"), supported=("json",))
     session = await services.sessions.get(session_id)
-    body = Body(request.receive, idle_timeout_s=services.idle_timeout_s)
+    body = services.body(request.scope, request.receive)
     received = await receive_json(body, tensors="params")
     described = await session.lane.run(lambda: read_change(read_object(received.text)))
     await services.sessions.change(session, described)

@@ -5,40 +5,31 @@ The one hot route. It is a bare ASGI endpoint: FastAPI's reading of parameters w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
-import torch
 from starlette.types import Receive, Scope, Send
 
 from optimd_service.api.headers import header
-from optimd_service.api.media import MEDIA_TYPES, Kind, kind_of_body, kind_of_reply
+from optimd_service.api.media import Kind, kind_of_body, kind_of_reply
+from optimd_service.api.parts import take_part
+from optimd_service.api.pull import Pull
 from optimd_service.api.query import refuse_unknown_parameters
 from optimd_service.api.reply import EncodedResponse
-from optimd_service.api.services import Services, services_of
+from optimd_service.api.services import services_of
+from optimd_service.api.step_reply import StepReply
+from optimd_service.session.contribution import Part
+from optimd_service.session.following import Following
+from optimd_service.session.incoming import Incoming
 from optimd_service.session.preconditions import Precondition
-from optimd_service.session.session import Session, Stepped
-from optimd_service.types import Receipt
+from optimd_service.session.session import Session
+from optimd_service.session.stepped import Stepped
 from optimd_service.wire.body import Body
-from optimd_service.wire.dtypes import queried_dtype
-from optimd_service.wire.encode import Encoded, encode_json
-from optimd_service.wire.json import write_json
+from optimd_service.wire.disconnected import Disconnected
 from optimd_service.wire.received import Received, receive_json, receive_safetensors
-
-
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """What the reply is to carry: weights in ``dtype`` (the session's when None), or none at all."""
-
-    kind: Kind
-    weights: bool
-    dtype: torch.dtype | None
-
-    def is_quick(self, session: Session) -> bool:
-        """Whether the reply takes no more than moving bytes, and few of them."""
-        as_they_are = self.kind == "safetensors" and self.dtype in {None, session.layout.dtype}
-        return session.tiny and (as_they_are or not self.weights)
 
 
 class StepEndpoint:
@@ -48,72 +39,86 @@ class StepEndpoint:
         """Validate everything, then touch anything. Raises problems; the application answers them."""
         services = services_of(scope)
         body_kind = kind_of_body(header(scope, b"content-type"))
-        pull = _pull(scope, body_kind)
+        query = _query(scope)
+        part = Part.read(query.get("contribution"), query.get("complete"))
+        kind = kind_of_reply(header(scope, b"accept"), default=body_kind)
+        pull = Pull.read(kind, query, weightless=part is not None and not part.completes)
         session = await services.sessions.get(scope["path_params"]["session_id"])
         precondition = Precondition.read(header(scope, b"if-match"), header(scope, b"idempotency-key"))
-        if pull.weights and pull.kind == "json":
-            session.encoder.check_json()  # a refusal must come before the step
-        async with session.pushing(precondition):
-            body = Body(receive, idle_timeout_s=services.idle_timeout_s)
-            stepped = await session.apply(await _receive(body, body_kind, session), precondition)
-        response = await _reply(session, stepped, pull, services)
-        await response(scope, receive, send)
+        pull.check(session)  # a refusal must come before the step
+        reply = StepReply(session, pull, services.sending(scope, session.lane))
+        following = Following() if reply.may_follow else None
+        open_body = partial(services.body, scope, receive)
+        if part is None:
+            taking = _take(open_body, body_kind, session, precondition, following)
+        else:
+            taking = take_part(open_body, body_kind, session, part, precondition, following)
+        if following is None:
+            response = await reply.to(await taking)
+            await response(scope, receive, send)
+        else:
+            await _follow(taking, following, reply, lambda response: response(scope, receive, send))
 
 
 PUSH_ENDPOINT = StepEndpoint()
 
 
-async def _receive(body: Body, kind: Kind, session: Session) -> Received:
+async def _take(
+    open_body: Callable[[], Body],
+    kind: Kind,
+    session: Session,
+    precondition: Precondition,
+    following: Following | None,
+) -> Stepped:
+    async with session.pushing(precondition):
+        incoming = session.incoming()
+        received = await _receive(open_body(), kind, session, precondition, incoming)
+        return await session.apply(received, precondition, incoming, following)
+
+
+async def _receive(
+    body: Body, kind: Kind, session: Session, precondition: Precondition, incoming: Incoming | None
+) -> Received:
     if kind == "json":
         return await receive_json(body, tensors="grads", buffers="buffers")
-    return await receive_safetensors(body, session.headers, session.grads, run=session.lane.run)
-
-
-def _pull(scope: Scope, body_kind: Kind) -> Pull:
-    kind = kind_of_reply(header(scope, b"accept"), default=body_kind)
-    if not scope["query_string"]:
-        return Pull(kind, weights=True, dtype=None)
-    query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-    wanted = query.get("pull")
-    refuse_unknown_parameters(query, {"pull"})
-    if wanted == "none":
-        return Pull(kind, weights=False, dtype=None)
-    return Pull(kind, weights=True, dtype=None if wanted is None else queried_dtype("pull", wanted))
-
-
-async def _reply(session: Session, stepped: Stepped, pull: Pull, services: Services) -> EncodedResponse:
-    snapshot = stepped.snapshot
-    try:
-        if pull.is_quick(session):
-            encoded = _encode(session, stepped, pull)
-        else:
-            encoded = await session.lane.run(_encode, session, stepped, pull)
-    except BaseException:
-        snapshot.release()
-        raise
-    return EncodedResponse(
-        encoded,
-        media_type=MEDIA_TYPES[pull.kind],
-        headers={"etag": f'"{snapshot.version.etag}"'},
-        idle_timeout_s=services.idle_timeout_s,
-        release=snapshot.release,
+    return await receive_safetensors(
+        body,
+        session.headers,
+        session.grads if incoming is None else incoming.place,
+        run=session.lane.run,
+        digested=precondition.key is not None,
+        watch=None if incoming is None else incoming.watch,
     )
 
 
-def _encode(session: Session, stepped: Stepped, pull: Pull) -> Encoded:
-    receipt = receipt_fields(stepped.receipt)
-    params = stepped.snapshot.params
-    if pull.kind == "safetensors":
-        metadata = {"receipt": write_json(receipt).decode()}
-        if not pull.weights:
-            return session.encoder.nothing(metadata)
-        return session.encoder.safetensors(params, metadata, dtype=pull.dtype)
-    reply: dict[str, Any] = {"receipt": receipt}
-    if pull.weights:
-        reply["params"] = session.encoder.json(params, dtype=pull.dtype)
-    return encode_json(reply)
+def _query(scope: Scope) -> Mapping[str, str]:
+    if not scope["query_string"]:
+        return {}
+    query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    refuse_unknown_parameters(query, {"pull", "holds", "receipt", "contribution", "complete"})
+    return query
 
 
-def receipt_fields(receipt: Receipt) -> dict[str, Any]:
-    """A receipt as JSON has it."""
-    return receipt._asdict()
+async def _follow(
+    taking: Awaitable[Stepped],
+    following: Following,
+    reply: StepReply,
+    send: Callable[[EncodedResponse], Awaitable[None]],
+) -> None:
+    """Take a step, and send its weights as they are written; if none are written, reply when all is said."""
+    step = asyncio.ensure_future(taking)
+    tasks: list[asyncio.Future[Any]] = [step, asyncio.ensure_future(following.begun.wait())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not following.begun.is_set():
+            await send(await reply.to(await step))
+            return
+        tasks.append(asyncio.ensure_future(send(reply.behind(following))))
+        await asyncio.wait({step, tasks[-1]})
+        if step.exception() is not None:
+            raise Disconnected  # the reply had begun
+        step.result().snapshot.release()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

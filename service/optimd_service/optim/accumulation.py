@@ -46,6 +46,9 @@ def accumulate_(total: Tensor, grads: Tensor, first: bool, divisor: int = 1, eac
     if first:
         each_block(lambda s, g: s.copy_(g), each, total, grads)
         return
+    if not total.is_cpu:
+        total.add_(grads).div_(divisor)
+        return
     d = constant(divisor, total)
     each_block(lambda s, g: _add(array(s), array(g), d), each, total, grads)
 

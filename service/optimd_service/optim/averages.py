@@ -84,6 +84,9 @@ def _approach_(average: Tensor, params: Tensor, weight: float, each: Each) -> No
     if weight == 1:  # copied, whatever the average held: 0·NaN would be NaN
         each_block(lambda a, p: a.copy_(p), each, average, params)
         return
+    if not average.is_cpu:
+        average.lerp_(params, weight)
+        return
     share, rest = constant(weight, params), constant(weight, params) - constant(1, params)
     loop_ = _walk_from_average if weight < 0.5 else _walk_from_params
     each_block(lambda a, p: loop_(array(a), array(p), share if weight < 0.5 else rest), each, average, params)

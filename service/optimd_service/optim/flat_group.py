@@ -30,6 +30,7 @@ class FlatGroup(NamedTuple):
       shape: of the tensor, where the optimizer looks at tensors one by one; its state then has shapes of its own.
       rows: of the tensor, [height, width], that ``grads`` are of, where they are of some rows alone: shape [k], int64,
         ascending, each once. ``grads`` are [k · width] then.
+      scratch: dtype of params; what an update on a device works in, whatever it held. None on the host.
     """
 
     params: Tensor
@@ -40,6 +41,7 @@ class FlatGroup(NamedTuple):
     numbers: Numbers = {}  # noqa: RUF012  never written through the default: who has numbers brings them
     shape: tuple[int, ...] | None = None
     rows: Tensor | None = None
+    scratch: Tensor | None = None
 
     def part(self, start: int, stop: int) -> FlatGroup:
         """Elements ``start`` to ``stop``, as views."""

@@ -28,14 +28,21 @@ def norm(flat: Tensor, each: Each = map) -> float:
 
     Cost: one pass over memory; three, and a copy of a block, where float64 squares leave the range.
     """
-    return math.hypot(*each_block(_block_norm, each, flat))
+    return math.hypot(*each_block(block_norm, each, flat))
 
 
-def _block_norm(block: Tensor) -> float:
-    fast = math.sqrt(_sum_of_squares(array(block)))
+def block_norm(block: Tensor) -> float:
+    """The norm of one block; that of several is the 2-norm of theirs, in order."""
+    fast = _unscaled_norm(block)
     if block.dtype is not torch.float64 or SMALLEST_SAFE < fast < math.inf:
         return fast
     return _scaled_norm(block)
+
+
+def _unscaled_norm(block: Tensor) -> float:
+    if block.is_cpu:
+        return math.sqrt(_sum_of_squares(array(block)))
+    return float(torch.linalg.vector_norm(block, dtype=torch.float64))
 
 
 def _scaled_norm(block: Tensor) -> float:
@@ -44,7 +51,7 @@ def _scaled_norm(block: Tensor) -> float:
     largest = max(abs(bound.item()) for bound in torch.aminmax(block))
     if largest == 0 or not math.isfinite(largest):
         return largest
-    return largest * math.sqrt(_sum_of_squares((block / largest).numpy()))
+    return largest * _unscaled_norm(block / largest)
 
 
 @loop

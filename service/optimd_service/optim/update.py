@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from torch import Tensor
+
+from optimd_service.optim import on_device
 from optimd_service.optim.blocks import BLOCK
 from optimd_service.optim.flat_group import FlatGroup
 from optimd_service.optim.hyperparameters import Hyperparameters
@@ -13,6 +16,8 @@ from optimd_service.optim.kernel import Sums
 from optimd_service.optim.optimizer import Optimizer
 
 T = TypeVar("T")
+Wrote = Callable[[Tensor], None]
+"""Told which part of the weights has just been stepped, by the thread that did."""
 
 
 class Norms(NamedTuple):
@@ -57,7 +62,13 @@ class Here:
         return map(function, starts)
 
 
-def update_(optimizer: Optimizer[Any], group: FlatGroup, hyper: Hyperparameters, place: Workplace) -> Norms:
+def update_(
+    optimizer: Optimizer[Any],
+    group: FlatGroup,
+    hyper: Hyperparameters,
+    place: Workplace,
+    wrote: Wrote | None = None,
+) -> Norms:
     """Apply one step of an element-wise optimizer to a group in place, block by block.
 
     A group no longer than a block is one kernel call, however many tensors lie in it. Nothing is allocated that grows
@@ -67,6 +78,7 @@ def update_(optimizer: Optimizer[Any], group: FlatGroup, hyper: Hyperparameters,
       optimizer: the catalogue's row.   hyper: this group's, of that optimizer.
       group: shape [n] each, n ≥ 0; params, state and numbers are written, grads read only.
       place: where the blocks are worked on.
+      wrote: told of each block, if somebody waits for the weights.
 
     Raises: KeyError, before anything is written, if ``group.state`` lacks a buffer that ``hyper`` needs.
     """
@@ -74,7 +86,14 @@ def update_(optimizer: Optimizer[Any], group: FlatGroup, hyper: Hyperparameters,
     if optimizer.survey_ is not None:
         _survey_(optimizer, group, hyper, place)
         group = group._replace(fresh=False)
-    return Norms.of(_each_block(group, place, lambda part: _step_(optimizer, part, hyper)))
+
+    def step_(part: FlatGroup) -> Sums:
+        sums = _step_(optimizer, part, hyper)
+        if wrote is not None:
+            wrote(part.params)
+        return sums
+
+    return Norms.of(_each_block(group, place, step_))
 
 
 def update_tensors_(
@@ -123,4 +142,5 @@ def _begun(optimizer: Optimizer[Any], part: FlatGroup, hyper: Hyperparameters) -
 
 
 def _step_(optimizer: Optimizer[Any], part: FlatGroup, hyper: Hyperparameters) -> Sums:
-    return optimizer.step_(_begun(optimizer, part, hyper), hyper)
+    begun = _begun(optimizer, part, hyper)
+    return optimizer.step_(begun, hyper) if part.params.is_cpu else on_device.step_(optimizer.name, begun, hyper)

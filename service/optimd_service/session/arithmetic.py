@@ -18,6 +18,8 @@ R = TypeVar("R")
 
 # Up to here one thread is as fast as several: there is one block.
 SMALL = BLOCK
+# Bodies on their way at once; they wait for clients most of the time. Those beyond are moved by the event loop.
+TRANSFERS = 32
 
 
 class Lane:
@@ -35,6 +37,8 @@ class Lane:
 
     def __init__(self, name: str, *, threads: int, workers: int) -> None:
         self._executor = _executor(f"optimd-{name}", threads)
+        self._threads = threads
+        self._running = 0
         self._others = workers - 1
         self._workers = _executor(f"optimd-{name}-block", threads * self._others) if workers > 1 else None
 
@@ -53,11 +57,19 @@ class Lane:
                 loop.call_soon_threadsafe(done.set_result, result)
 
         self._executor.submit(work)
+        self._running += 1
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
             await asyncio.wait([done])
             raise
+        finally:
+            self._running -= 1
+
+    @property
+    def idle(self) -> bool:
+        """Whether a thread is free now."""
+        return self._running < self._threads
 
     def each(self, function: Callable[[int], R], starts: Iterable[int]) -> Iterable[R]:
         """``function`` of each start, in their order, shared among the calling thread and the workers.
@@ -108,12 +120,16 @@ class Arithmetic:
 
     Args:
       threads: how many pieces of work of each kind run at once.
+
+    Attributes:
+      transfers: for bodies that are received or sent; these threads may wait for a client.
     """
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(1)  # for what is small enough to run where it is called
         self.small = Lane("small", threads=threads, workers=1)
         self.large = Lane("large", threads=threads, workers=threads)
+        self.transfers = Lane("transfer", threads=TRANSFERS, workers=1)
 
     def lane(self, elements: int) -> Lane:
         """The lane for work on this many elements."""
@@ -121,5 +137,5 @@ class Arithmetic:
 
     def close(self) -> None:
         """Wait for what runs, and end the threads."""
-        self.small.close()
-        self.large.close()
+        for lane in (self.small, self.large, self.transfers):
+            lane.close()

@@ -62,6 +62,7 @@ class Blueprint:
             WIRE_DTYPES[tensors[0].dtype],
         )
         _check_grad_dtype(description, layout)
+        description.wire.checked(layout.dtype)
         optimizer = find(description.optimizer.name)
         own = {name: group.hyperparameters for name, group in groups.items()}
         settings = Settings(optimizer, tuple(layout.groups), description.optimizer.hyperparameters, own)
@@ -105,10 +106,12 @@ def _policy(description: SessionDescription) -> Policy:
         loss_scale=description.loss_scale,
         schedule=description.schedule,
         grad_dtype=description.grad_dtype and WIRE_DTYPES[description.grad_dtype],
+        wire=description.wire,
         state_dtype=description.state_dtype,
         seed=description.seed,
         ema=description.ema,
         swa=description.swa,
+        device=description.storage.device,
     )
 
 

@@ -69,7 +69,11 @@ def initialise(blueprint: Blueprint, state: StoredState) -> None:
     generator = torch.Generator().manual_seed(blueprint.description.seed)
     for tensor in blueprint.tensors:
         if tensor.init is not None:
-            initialise_(views[tensor.name], tensor.init, generator)
+            view = views[tensor.name]
+            first = view if view.is_cpu else torch.empty(view.shape, dtype=view.dtype)  # the draws are the host's
+            initialise_(first, tensor.init, generator)
+            if first is not view:
+                view.copy_(first)
     state.commit(working, state.version, {})
 
 

@@ -16,6 +16,7 @@ from optimd_service.optim.initialisers import Initialiser
 from optimd_service.optim.loss_scale import LossScale
 from optimd_service.optim.schedules import Schedule
 from optimd_service.optim.state_dtype import StateDtype
+from optimd_service.session.wire_dtypes import Wire
 from optimd_service.types import NonfinitePolicy, Role
 
 MAX_GROUPS = 1_000
@@ -96,7 +97,12 @@ class StorageDescription(_Strict):
     """Where weights and state live."""
 
     backend: Literal["device"] = "device"
-    device: Literal["cpu"] = "cpu"
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:[1-9]?[0-9])?)$",
+        description="cpu, or cuda and perhaps its number, cuda:1: the memory that holds weights and state, and what "
+        "computes.",
+    )
 
 
 class SessionDescription(_Strict):
@@ -127,6 +133,7 @@ class SessionDescription(_Strict):
     grad_dtype: Literal["BF16"] | None = Field(
         None, description="Keep gradients in bfloat16 where they arrive: half the memory; F32 ones are rounded."
     )
+    wire: Wire = Field(Wire(), description="In which dtypes gradients and weights travel.")
     state_dtype: StateDtype = Field(
         "f32", description="Keep the optimizer's moments in `f32`, in `bf16` with stochastic rounding, or in `8bit`."
     )
@@ -156,6 +163,7 @@ class SessionChange(_Strict):
     nonfinite: NonfinitePolicy | None = None
     schedule: Schedule | None = Field(None, description="A new schedule, which begins now; null ends the one there is.")
     clip: Clip | None = Field(None, description="How gradients are clipped from now on; null for not at all.")
+    wire: Wire | None = Field(None, description="`grads` and `params` from now on, each null for the session's dtype.")
     optimizer: dict[str, Any] = Field(default={}, description="Hyperparameters of every group without its own.")
     groups: list[GroupChange] = Field(default=[], max_length=MAX_GROUPS)
 

@@ -44,7 +44,7 @@ def export_state(working: Working, plan: Plan) -> tuple[dict[str, str], dict[str
     tensors = {}
     for spec in layout.tensors:
         owner, _, buffer = spec.name.rpartition(".")
-        tensors[spec.name] = pieces_of(plan, buffer).view(flats[buffer], owner).clone()
+        tensors[spec.name] = pieces_of(plan, buffer).view(flats[buffer], owner).to("cpu", copy=True)
     metadata = {"optimizer": plan.settings.optimizer.name, "step": str(working.updates)}
     held = {group: working.numbers.get(numbers_of(group)) for group in plan.layout.groups}
     numbers = {group: of_group for group, of_group in held.items() if of_group}

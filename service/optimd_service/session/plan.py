@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,14 +10,18 @@ from typing import Any
 
 import torch
 
+from optimd_service.optim import on_device
 from optimd_service.optim.hyperparameters import Hyperparameters
 from optimd_service.optim.optimizer import Optimizer
 from optimd_service.optim.state_dtype import tensors_of
+from optimd_service.session.on_device import require_on_device
 from optimd_service.session.policy import Policy
 from optimd_service.session.settings import Settings
 from optimd_service.types import Buffers, BufferSize, Layout, Span
 
 EMA, SWA, ACCUMULATED = "weights.ema", "weights.swa", "grads.accumulated"
+HELD = "weights.held"  # by the client, where it is sent differences
+SCRATCH = "update.scratch"  # where a device steps
 # Owners of numbers beside the groups.
 LOSS_SCALE, ACCUMULATE, AVERAGED, SCHEDULE = "loss_scale", "accumulate", "averaged", "schedule"
 
@@ -105,7 +110,9 @@ class Plan:
     foreseen: Foreseen = field(init=False)
 
     def __post_init__(self) -> None:
-        """Raises: InvalidHyperparameter for a schedule that the optimizer cannot follow."""
+        """Raises: InvalidHyperparameter for a schedule that the optimizer cannot follow; InvalidField."""
+        if self.policy.on_device:
+            require_on_device(self.settings.optimizer, self.policy)
         object.__setattr__(self, "foreseen", foresee(self.settings, self.policy))
 
     @cached_property
@@ -123,7 +130,14 @@ class Plan:
                 tensor: BufferSize(*stored) for name in self.pieces for tensor, stored in self.stored(name).items()
             }
         beside = BufferSize(self.layout.trained.numel, self.layout.dtype)
-        return sizes | dict.fromkeys(_beside(self.policy), beside)
+        held = {HELD: BufferSize(self.layout.numel, self.layout.dtype)} if self.policy.wire.difference else {}
+        return sizes | dict.fromkeys(_beside(self.policy), beside) | held | self._scratch
+
+    @property
+    def _scratch(self) -> dict[str, BufferSize]:
+        if not self.policy.on_device:
+            return {}
+        return {SCRATCH: BufferSize(on_device.scratch_numel(max(self.group_lengths, default=0)), self.layout.dtype)}
 
     @cached_property
     def group_lengths(self) -> list[int]:
@@ -151,7 +165,14 @@ class Plan:
     def tiny(self) -> bool:
         """Small enough in every respect to be stepped on the event loop."""
         few = len(self.layout.groups) <= FEW_GROUPS and len(self.layout.tensors) <= FEW_TENSORS
-        return self.layout.numel <= TINY and few and self.settings.optimizer.shapes is None
+        of_host = not self.policy.on_device and self.settings.optimizer.shapes is None
+        return self.layout.numel <= TINY and few and of_host
+
+    @property
+    def longest(self) -> float:
+        """The 2-norm up to which gradients are stepped with."""
+        optimizer = self.settings.optimizer
+        return on_device.LONGEST.get(optimizer.name, math.inf) if self.policy.on_device else optimizer.longest
 
     @property
     def grads(self) -> BufferSize:

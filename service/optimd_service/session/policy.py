@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from optimd_service.optim.schedules import Schedule, overrides
 from optimd_service.optim.schedules.sequential import SequentialSchedule
 from optimd_service.optim.state_dtype import StateDtype
 from optimd_service.session.description import SessionChange
+from optimd_service.session.wire_dtypes import Wire
 from optimd_service.types import NonfinitePolicy
 
 
@@ -27,6 +28,7 @@ class Policy:
     Attributes:
       grad_dtype: of the buffer in which pushes arrive; None for that of the weights.
       state_dtype: how the optimizer's moments are kept.   seed: of their rounding.
+      device: where all buffers lie and all arithmetic is done.
       schedule_from: the step after which the schedule began; its position is how many steps came since.
     """
 
@@ -39,10 +41,22 @@ class Policy:
     schedule: Schedule | None = None
     schedule_from: int = 0
     grad_dtype: torch.dtype | None = None
+    wire: Wire = field(default_factory=Wire)
     state_dtype: StateDtype = "f32"
     seed: int = 0
     ema: Ema | None = None
     swa: Swa | None = None
+    device: str = "cpu"
+
+    @property
+    def on_device(self) -> bool:
+        """Whether buffers lie in memory that the host does not see."""
+        return self.device != "cpu"
+
+    @property
+    def writes_gradients(self) -> bool:
+        """Whether gradients become others before they are stepped with; that they are negated does not count."""
+        return self.clip is not None or self.centralize or self.loss_scale is not None
 
     @property
     def may_stand_still(self) -> bool:
@@ -50,10 +64,12 @@ class Policy:
         return self.loss_scale is not None or (self.accumulate is not None and self.accumulate.steps > 1)
 
     def changed(self, change: SessionChange, step: int) -> Policy:
-        """The policy after a PATCH at ``step``; what the PATCH does not name stays."""
+        """The policy after a PATCH at ``step``; what the PATCH does not name stays. Raises: InvalidField."""
         given = {name: getattr(change, name) for name in {"clip", "schedule"} & change.model_fields_set}
         if change.nonfinite is not None:
             given["nonfinite"] = change.nonfinite
+        if change.wire is not None:
+            given["wire"] = self.wire.changed(change.wire)
         if "schedule" in given:
             given["schedule_from"] = step
         return replace(self, **given)

@@ -16,7 +16,9 @@ from optimd_service.optim.schedules import advance
 from optimd_service.optim.update import Workplace
 from optimd_service.session.creation import refuse_nonfinite
 from optimd_service.session.facts import StepFacts
+from optimd_service.session.following import Following
 from optimd_service.session.gradients import gather_, is_within_range, rescale_, scale_of, temper_
+from optimd_service.session.incoming import Incoming
 from optimd_service.session.plan import SCHEDULE, Plan
 from optimd_service.session.rows import Landed, require_rows
 from optimd_service.session.settings import group_overrides
@@ -35,6 +37,8 @@ class Push:
     Attributes:
       session: id, for the receipt.
       usual: the session's plan, before this push's own ``hyperparameters``.
+      incoming: where the gradients lie, if they did not wait to be landed.
+      following: whoever reads the new weights while they are written.
     """
 
     session: str
@@ -42,6 +46,8 @@ class Push:
     key: str | None
     state: StoredState
     usual: Plan
+    incoming: Incoming | None = None
+    following: Following | None = None
 
     @cached_property
     def facts(self) -> StepFacts:
@@ -55,7 +61,12 @@ class Push:
     def grads(self) -> torch.Tensor:
         """The gradients where they landed, shape [landed.layout.trained.numel]."""
         trained = self.landed.layout.trained.numel
-        return self.state.grads if len(self.state.grads) == trained else self.state.grads[:trained]
+        return self.buffer if len(self.buffer) == trained else self.buffer[:trained]
+
+    @property
+    def buffer(self) -> torch.Tensor:
+        """Where the push lies, shape [pushable]."""
+        return self.state.grads if self.incoming is None else self.incoming.buffer
 
     @cached_property
     def landed(self) -> Landed:
@@ -84,6 +95,16 @@ class Push:
         with writing(self.state, plan.buffers, self.session) as working:
             return self._skip(working) if norm is None else self._step(working, norm, place)
 
+    def keep(self) -> Receipt:
+        """Land a part of a push, of which more must come.
+
+        Raises: InvalidField, TensorMismatch, ShapeMismatch, StateDamaged.
+        """
+        working = self.state.read_state()
+        _, lr = self._scheduled(working)
+        self.received.land_(self.state.grads, self.state.layout.pushable)
+        return self._receipt(working, self.state.version.step, "buffered", lr)
+
     def _repeated(self, first: Remembered) -> Receipt:
         if first.digest != self.digest:
             raise KeyReused(
@@ -109,16 +130,17 @@ class Push:
         """Write the body into the session's buffer and judge the gradients: their norm, or None to skip the step."""
         landed, layout = self.landed, self.landed.layout
         holds_buffers = self.received.holds_buffers(layout)
-        self.received.land_(self.state.grads, layout.pushable if holds_buffers else layout.trained, landed.grads)
-        landed.land_(self.state.grads)
+        self.received.land_(self.buffer, layout.pushable if holds_buffers else layout.trained, landed.grads)
+        landed.land_(self.buffer)
         if holds_buffers:
             refuse_nonfinite(self._landed_buffers, layout.of_buffers)
-        policy, norm = self.usual.policy, judge(self.grads, place.each)
+        policy = self.usual.policy
+        seen = None if self.incoming is None else self.incoming.norm
+        norm = judge(self.grads, place.each) if seen is None else seen
         if not norm < math.inf and policy.nonfinite == "zero" and policy.loss_scale is None:
             zero_nonfinite_(self.grads)
             norm = judge(self.grads, place.each)
-        longest = self.plan.settings.optimizer.longest
-        if is_within_range(self.grads, norm, policy, self.state.numbers, longest):
+        if is_within_range(self.grads, norm, policy, self.state.numbers, self.plan.longest):
             return norm
         if policy.nonfinite == "skip" or policy.loss_scale is not None:
             return None
@@ -135,7 +157,7 @@ class Push:
     def _landed_buffers(self) -> torch.Tensor:
         """The new values of buffers, behind the gradients."""
         layout = self.landed.layout
-        return self.state.grads[layout.trained.numel : layout.pushable.numel]
+        return self.buffer[layout.trained.numel : layout.pushable.numel]
 
     def _step(self, working: Working, norm: float, place: Workplace) -> Receipt:
         plan, policy, layout = self.plan, self.plan.policy, self.state.layout
@@ -146,7 +168,11 @@ class Push:
         grad_norm, clip_scale = temper_(grads, working.params, norm, policy, self.landed, place)
         resolved, lr = self._scheduled(working)
         self._advance_schedule(working)
-        norms = update_groups_(working, grads, plan, resolved, place, self.landed)
+        following = self.following
+        if following is not None:
+            following.begin(working.params, Version(self.state.version.step + 1, self.state.version.generation))
+        wrote = None if following is None else following.wrote
+        norms = update_groups_(working, grads, plan, resolved, place, self.landed, wrote)
         if self.received.holds_buffers(layout):
             buffers = slice(layout.trained.numel, layout.pushable.numel)
             working.params[buffers] = self._landed_buffers

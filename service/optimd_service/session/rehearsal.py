@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from optimd_service.errors import StateDamaged
+from optimd_service.optim.difference import difference_
 from optimd_service.optim.update import Here
 from optimd_service.session.plan import Plan
 from optimd_service.session.policy import Policy
@@ -52,6 +53,8 @@ def rehearse(plan: Plan) -> None:
     """
     if not plan.tiny:
         return
+    if plan.policy.wire.difference:
+        difference_(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1), torch.zeros(1))
     state = DeviceStore(sys.maxsize).create("rehearsal", plan.layout, plan.buffers, plan.grads)
     policy = replace(plan.policy, schedule_from=0)  # whatever step the session stands at, this is the first
     whole = replace(policy, accumulate=None)

@@ -63,6 +63,7 @@ def _policy(policy: Policy) -> dict[str, Any]:
         "nonfinite": policy.nonfinite,
         **{name: None if model is None else model.model_dump(mode="json") for name, model in models.items()},
         "grad_dtype": policy.grad_dtype and DTYPE_NAMES[policy.grad_dtype],
+        "wire": policy.wire.model_dump(mode="json"),
         "state_dtype": policy.state_dtype,
         "centralize": policy.centralize,
         "maximize": policy.maximize,

@@ -104,6 +104,12 @@ def require_rows(plan: Plan, resolved: Mapping[str, Hyperparameters], tensors: I
     for name in tensors:
         hyper = resolved[groups[name]]
         require_takes_rows(optimizer, hyper, name)
+        if policy.on_device:
+            raise InvalidField(
+                f"Rows of tensor {name[:80]!r} came, and on {policy.device} there are no steps of some rows: push the "
+                "tensor whole, with zeros in the other rows, or create the session with storage.device cpu.",
+                field=name,
+            )
         if policy.accumulate is not None and policy.accumulate.steps > 1:
             raise InvalidField(
                 f"Rows of tensor {name[:80]!r} came, and this session adds up several pushes to one step: push the "

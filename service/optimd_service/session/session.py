@@ -4,45 +4,44 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from optimd_service.errors import SessionNotFound
 from optimd_service.history import History
+from optimd_service.optim import on_device
 from optimd_service.optim.update import Here, Workplace
 from optimd_service.session.arithmetic import Lane
 from optimd_service.session.averages import Averaged, Copied, averaged
 from optimd_service.session.blueprint import Blueprint
+from optimd_service.session.contribution import Part
 from optimd_service.session.creation import refuse_nonfinite
 from optimd_service.session.description import OptimizerExchange, SessionChange
 from optimd_service.session.exchange import Exchange, exchange, exchange_
 from optimd_service.session.exported import export_state
+from optimd_service.session.following import Following
 from optimd_service.session.gradients import scale_of
+from optimd_service.session.held import Held, Moving
 from optimd_service.session.imported import StateBody, import_state_
-from optimd_service.session.plan import Plan
+from optimd_service.session.incoming import Incoming
+from optimd_service.session.part import Arriving, PartBody
+from optimd_service.session.plan import HELD, Plan
 from optimd_service.session.policy import Policy
 from optimd_service.session.preconditions import Match, Precondition
 from optimd_service.session.push import Push
 from optimd_service.session.rehearsal import rehearse
 from optimd_service.session.settings import Settings, own_values
+from optimd_service.session.stepped import Stepped
 from optimd_service.session.turns import Turns
 from optimd_service.session.waiters import Waiters
 from optimd_service.session.writing import writing
 from optimd_service.store.contract import Snapshot, StoredState, Working
 from optimd_service.types import Buffers, EventRow, Layout, Receipt, StepRow, Version, utc_now
 from optimd_service.wire.encode import Encoder
-from optimd_service.wire.landing import HeaderReader
+from optimd_service.wire.landing import HeaderReader, PartReader
 from optimd_service.wire.received import Received
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """A receipt, and the weights that the session holds now; whoever is given them releases them."""
-
-    receipt: Receipt
-    snapshot: Snapshot
 
 
 class Session:
@@ -56,6 +55,7 @@ class Session:
       skipped: pushes that the non-finite policy skipped.
       deleted: nothing is done for it any more.
       lane: the threads that compute for this session.
+      held: what a client holds that is sent differences, if the session remembers it.
       headers, encoder: read and write bodies that hold this session's tensors.
     """
 
@@ -68,8 +68,10 @@ class Session:
         self.skipped = 0
         self.lane = lane
         self.headers = HeaderReader(*blueprint.plan.pushes, by_rows=True)
+        self.part_headers = PartReader(blueprint.plan.pushes[1])
         self.weight_headers = HeaderReader(blueprint.layout)
         self.encoder = Encoder(blueprint.layout)
+        self.held = Held(state.read_state().state[HELD]) if self.plan.policy.wire.difference else None
         self._state = state
         self._turns = Turns(version=lambda: state.version, known=lambda key: state.recall(key) is not None)
         self._waiters = Waiters()
@@ -100,6 +102,11 @@ class Session:
         return self._state.held_bytes
 
     @property
+    def params_dtype(self) -> torch.dtype:
+        """Of weights in replies that are not asked for a dtype."""
+        return self.policy.wire.params_dtype or self.layout.dtype
+
+    @property
     def settings(self) -> Settings:
         return self.plan.settings
 
@@ -118,34 +125,92 @@ class Session:
         fits = (self.grads.numel(), self.grads.dtype) == (self.layout.numel, self.layout.dtype)
         return self.grads if fits else None
 
-    def pushing(self, precondition: Precondition) -> AbstractAsyncContextManager[None]:
+    def pushing(self, precondition: Precondition, *, whole: bool = True) -> AbstractAsyncContextManager[None]:
         """Hold the session for one push, whose body arrives and is applied inside.
+
+        Args:
+          whole: all of it is in that body.
 
         Raises: PreconditionRequired, StepInFlight, StaleStep.
         """
         if self.policy.may_stand_still:
             precondition.require_key(self.version)
-        return self._turns.push(precondition)
+        return self._turns.push(precondition, whole=whole)
 
-    async def apply(self, received: Received, precondition: Precondition) -> Stepped:
+    @asynccontextmanager
+    async def assembling(self, part: Part, precondition: Precondition) -> AsyncIterator[Arriving]:
+        """Hold the session for one part of a push, which arrives and is kept inside, or applied if it completes it.
+
+        Raises: StaleStep, SessionNotFound; of one that completes it, what ``pushing`` raises.
+        """
+        turn = self.pushing(precondition, whole=False) if part.completes else self._taking(precondition.match)
+        async with turn:
+            yield Arriving(self._turns.contribution(part.contribution), part.completes, self.layout)
+
+    async def keep(self, part: PartBody) -> Stepped:
+        """Keep a part of a push until one comes that completes it; inside ``assembling``.
+
+        Raises: SessionNotFound, and what ``Push.keep`` raises.
+        """
+        async with self._turns.writing:
+            self._check_alive()
+            push = Push(self.id, part, None, self._state, self.plan)
+            receipt = push.keep() if part.quick else await self.lane.run(push.keep)
+            return Stepped(receipt, self._state.snapshot())
+
+    def incoming(self) -> Incoming | None:
+        """What receives the gradients of a push; those of a tiny session are judged as fast when they are there."""
+        if self.tiny or self.policy.on_device:
+            return None
+        return Incoming(self.grads, self.layout.trained.numel, widens=self.policy.writes_gradients)
+
+    async def apply(
+        self,
+        received: Received,
+        precondition: Precondition,
+        incoming: Incoming | None = None,
+        following: Following | None = None,
+    ) -> Stepped:
         """Apply a push; inside ``pushing``. Completely or not at all.
+
+        Args:
+          incoming: what has received its gradients.
+          following: is told how the new weights come, if it reads them while they are written.
 
         Raises: SessionNotFound when the session was deleted meanwhile, and what ``Push.apply`` raises.
         """
         async with self._turns.writing:
             self._check_alive()
-            push = Push(self.id, received, precondition.key, self._state, self.plan)
+            push = Push(self.id, received, precondition.key, self._state, self.plan, incoming, following)
             here = self.tiny and received.quick
             stepped = self._apply(push) if here else await self.lane.run(self._apply, push)
         self._waiters.wake()
         return stepped
 
     def _apply(self, push: Push) -> Stepped:
-        place: Workplace = Here() if self.tiny else self.lane
-        receipt = push.apply(place)
+        following = push.following
+        try:
+            stepped = self._step(push)
+        except BaseException:
+            if following is not None:
+                following.fail()
+            raise
+        if following is not None:
+            following.end(stepped)
+        return stepped
+
+    def _step(self, push: Push) -> Stepped:
+        receipt = push.apply(self._place)
+        self._turns.forget()  # accumulated or skipped, it leaves the version as it is
         if not receipt.duplicate:
             self._record(push, receipt)
         return Stepped(receipt, self._state.snapshot())
+
+    @property
+    def _place(self) -> Workplace:
+        if self.policy.on_device:
+            return Here(on_device.BLOCK)
+        return Here() if self.tiny else self.lane
 
     def _record(self, push: Push, receipt: Receipt) -> None:
         if receipt.outcome == "applied":
@@ -158,6 +223,12 @@ class Session:
     @asynccontextmanager
     async def replacing(self, match: Match | None) -> AsyncIterator[None]:
         """Hold the session while weights or state are sent to replace its own. Raises: StaleStep, SessionNotFound."""
+        async with self._taking(match):
+            self._turns.forget()
+            yield
+
+    @asynccontextmanager
+    async def _taking(self, match: Match | None) -> AsyncIterator[None]:
         async with self._turns.taking:
             self._check_alive()
             if match:
@@ -177,6 +248,8 @@ class Session:
             received.land_(new, self.layout)
             refuse_nonfinite(new, self.layout)
             self._replace(lambda working: working.params.copy_(new), {})
+            if self.held is not None:
+                self.held.forget()
 
         return await self._replacement(put_, "params_put")
 
@@ -205,6 +278,10 @@ class Session:
         self._event(kind, {"etag": version.etag})
         self._waiters.wake()
         return version
+
+    def move(self, shown: str | None) -> Moving | None:
+        """Begin a reply to a client that shows what it holds, as ``Held`` has it; None to one that shows nothing."""
+        return None if self.held is None or shown is None else self.held.move(shown)
 
     async def pull(self) -> Snapshot:
         """Hold the weights of exactly one version; whoever is given them releases them."""

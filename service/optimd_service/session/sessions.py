@@ -56,7 +56,7 @@ class Sessions:
         plan = blueprint.plan
 
         def make_room() -> StoredState:
-            return self._store.create(session_id, plan.layout, plan.buffers, plan.grads)
+            return self._store.create(session_id, plan.layout, plan.buffers, plan.grads, plan.policy.device)
 
         def begin(state: StoredState) -> tuple[Session, SessionRow]:
             rehearse(plan)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from optimd_service.errors import StepInFlight
+from optimd_service.session.contribution import Contribution
 from optimd_service.session.preconditions import Precondition
 from optimd_service.types import Version
 
@@ -16,6 +17,9 @@ class Turns:
 
     Two locks, because an upload can take long and an update cannot: ``taking`` is held while a push arrives and is
     applied, ``writing`` only while buffers are written. A pull waits for the second alone.
+
+    A push in parts takes a turn for each. What has come of it lies in the gradient buffer in between, until somebody
+    else takes a turn to write there.
 
     Args:
       version: what the session stands at now.
@@ -28,10 +32,14 @@ class Turns:
         self._version = version
         self._known = known
         self._in_flight: set[str] = set()
+        self._contribution: Contribution | None = None
 
     @asynccontextmanager
-    async def push(self, precondition: Precondition) -> AsyncIterator[None]:
+    async def push(self, precondition: Precondition, *, whole: bool = True) -> AsyncIterator[None]:
         """Hold the session for one push.
+
+        Args:
+          whole: it needs nothing of what has come before.
 
         Raises: PreconditionRequired, StepInFlight, StaleStep; before the body is read, and again after waiting.
         """
@@ -45,6 +53,8 @@ class Turns:
         try:
             async with self.taking:
                 self._check(precondition)
+                if whole:
+                    self.forget()
                 yield
         finally:
             if key is not None:
@@ -54,3 +64,14 @@ class Turns:
         key = precondition.key
         if precondition.match and not (key is not None and self._known(key)):
             precondition.match.check(self._version())
+
+    def contribution(self, contribution_id: str) -> Contribution:
+        """What has come of a push in parts, inside a turn for one of them; any other is forgotten."""
+        found, version = self._contribution, self._version()
+        if found is None or (found.id, found.version) != (contribution_id, version):
+            found = self._contribution = Contribution(contribution_id, version)
+        return found
+
+    def forget(self) -> None:
+        """What has come in parts is no longer there, or has been stepped with."""
+        self._contribution = None

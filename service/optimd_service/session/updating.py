@@ -16,8 +16,8 @@ from optimd_service.optim.row_update import update_rows_
 from optimd_service.optim.state_buffer import CompressedBuffer
 from optimd_service.optim.state_dtype import buffers_of
 from optimd_service.optim.tensorwise import flattened
-from optimd_service.optim.update import Norms, Workplace, update_, update_tensors_
-from optimd_service.session.plan import AVERAGED, EMA, SWA, Plan, numbers_of
+from optimd_service.optim.update import Norms, Workplace, Wrote, update_, update_tensors_
+from optimd_service.session.plan import AVERAGED, EMA, SCRATCH, SWA, Plan, numbers_of
 from optimd_service.session.rows import Landed
 from optimd_service.store.contract import Working
 
@@ -31,16 +31,20 @@ def update_groups_(
     resolved: Mapping[str, Hyperparameters],
     place: Workplace,
     landed: Landed | None = None,
+    wrote: Wrote | None = None,
 ) -> Norms:
     """Step every group, by the hyperparameters ``resolved`` of each.
 
     Args:
       grads: shape [landed.layout.trained.numel]; read only.
       landed: how they lie; None where all came whole.
+      wrote: told of parts of the weights that have been stepped, as they are.
     """
     working.updates += 1
     lie = landed or Landed(plan.layout)
-    return Norms.joined([_update_group_(working, grads, plan, n, hyper, place, lie) for n, hyper in resolved.items()])
+    return Norms.joined(
+        [_update_group_(working, grads, plan, name, hyper, place, lie, wrote) for name, hyper in resolved.items()]
+    )
 
 
 def _update_group_(
@@ -51,13 +55,14 @@ def _update_group_(
     hyper: Hyperparameters,
     place: Workplace,
     landed: Landed,
+    wrote: Wrote | None,
 ) -> Norms:
     layout, optimizer = plan.layout, plan.settings.optimizer
     buffers = optimizer.state(hyper)
     fresh = any((name, buffer) not in working.started for buffer in buffers)
     numbers = working.numbers.setdefault(numbers_of(name), dict(optimizer.numbers)) if optimizer.numbers else {}
     params, cut = layout.cut(working.params, name), landed.layout.cut(grads, name)
-    group = FlatGroup(params, cut, {}, working.updates, fresh, numbers)
+    group = FlatGroup(params, cut, {}, working.updates, fresh, numbers, scratch=working.state.get(SCRATCH))
     working.started.update((name, buffer) for buffer in buffers)
     if name in landed.groups:
         return _update_some_rows_(working, grads, plan, name, group, hyper, place, landed)
@@ -65,7 +70,7 @@ def _update_group_(
         return update_tensors_(optimizer, group, _tensors(working, grads, plan, name, group, landed), hyper, place)
     if plan.policy.state_dtype == "f32":
         state = {buffer: layout.cut(working.state[buffer], name) for buffer in buffers}
-        return update_(optimizer, group._replace(state=state), hyper, place)
+        return update_(optimizer, group._replace(state=state), hyper, place, wrote)
     kept = _kept(working, plan, name, buffers)
     plain = {buffer: flat for buffer, flat in kept.items() if isinstance(flat, torch.Tensor)}
     return update_compressed_(

@@ -105,13 +105,16 @@ class StoredState(Protocol):
 class Store(Protocol):
     """Creates and drops the states of sessions."""
 
-    def create(self, session_id: str, layout: Layout, buffers: Buffers, grads: BufferSize) -> StoredState:
+    def create(
+        self, session_id: str, layout: Layout, buffers: Buffers, grads: BufferSize, device: str = "cpu"
+    ) -> StoredState:
         """Make room for a session: weights and state at zero, version 0.0.
 
         Args:
           grads: of the buffer in which pushes arrive.
+          device: in whose memory all of them lie.
 
-        Raises: InsufficientMemory.
+        Raises: InsufficientMemory; InvalidField for a device that is not there.
         """
 
     def drop(self, session_id: str) -> None:

@@ -1,4 +1,4 @@
-"""State in the memory of this process."""
+"""State in memory: the host's, or a device's own."""
 
 from __future__ import annotations
 
@@ -6,20 +6,35 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from optimd_service.errors import InsufficientMemory, StateDamaged
+from optimd_service.store import accelerator
 from optimd_service.store.contract import Remembered, Working
 from optimd_service.types import Buffers, BufferSize, Layout, Version
 
 REMEMBERED_KEYS = 10_000
 
 
+class Memory(Protocol):
+    """Where buffers lie."""
+
+    def holding(self, needed: int) -> AbstractContextManager[None]:
+        """Take ``needed`` bytes for what is allocated inside. Raises: InsufficientMemory; nothing is taken then."""
+
+    def give_back(self, taken: int) -> None:
+        """Say that so many bytes are used no more."""
+
+    def zeros(self, size: BufferSize) -> torch.Tensor:
+        """A new buffer, inside ``holding``."""
+
+
 class Budget:
-    """Bytes that all sessions together may hold."""
+    """The host's memory: bytes that all sessions together may hold."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
@@ -57,6 +72,9 @@ class Budget:
                 available_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"),
             ) from None
 
+    def zeros(self, size: BufferSize) -> torch.Tensor:
+        return torch.zeros(size.numel, dtype=size.dtype)
+
 
 @dataclass(eq=False)
 class _Weights:
@@ -88,7 +106,7 @@ class DeviceState:
     """
 
     layout: Layout
-    budget: Budget
+    memory: Memory
     grads: torch.Tensor
     _weights: _Weights
     _state: dict[str, torch.Tensor]
@@ -142,7 +160,7 @@ class DeviceState:
         for name, size in buffers.items():
             if name not in state or not _is_of(state[name], size):
                 with self._budget_for(state, size):
-                    state[name] = _zeros(size)
+                    state[name] = self.memory.zeros(size)
         numbers = {owner: dict(held) for owner, held in self._numbers.items()}
         return Working(self._writable_params(), state, self._updates, set(self._started), numbers)
 
@@ -150,7 +168,7 @@ class DeviceState:
     def _budget_for(self, state: Mapping[str, torch.Tensor], size: BufferSize) -> Iterator[None]:
         """Take room for one more buffer; where there is none, give back what ``state`` was given before."""
         try:
-            with self.budget.holding(size.nbytes):
+            with self.memory.holding(size.nbytes):
                 yield
         except InsufficientMemory:
             self._give_back(state, beyond=self._state)
@@ -159,7 +177,7 @@ class DeviceState:
     def _give_back(self, state: Mapping[str, torch.Tensor], *, beyond: Mapping[str, torch.Tensor]) -> None:
         """Give back the memory of buffers in ``state`` that are not ``beyond`` as well."""
         kept = {id(buffer) for buffer in beyond.values()}
-        self.budget.give_back(sum(buffer.nbytes for buffer in state.values() if id(buffer) not in kept))
+        self.memory.give_back(sum(buffer.nbytes for buffer in state.values() if id(buffer) not in kept))
 
     def _writable_params(self) -> torch.Tensor:
         with self._lock:
@@ -201,30 +219,29 @@ def _is_of(buffer: torch.Tensor, size: BufferSize) -> bool:
     return (buffer.numel(), buffer.dtype) == (size.numel, size.dtype)
 
 
-def _zeros(size: BufferSize) -> torch.Tensor:
-    return torch.zeros(size.numel, dtype=size.dtype)
-
-
 class DeviceStore:
-    """Sessions in host memory, within one budget.
+    """Sessions in host memory, within one budget, and in the memory of devices, as far as that goes.
 
     Args:
-      limit_bytes: what weights, gradients and state of all sessions may hold together.
+      limit_bytes: what weights, gradients and state of all sessions in host memory may hold together.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._budget = Budget(limit_bytes)
         self._states: dict[str, DeviceState] = {}
 
-    def create(self, session_id: str, layout: Layout, buffers: Buffers, grads: BufferSize) -> DeviceState:
+    def create(
+        self, session_id: str, layout: Layout, buffers: Buffers, grads: BufferSize, device: str = "cpu"
+    ) -> DeviceState:
+        memory: Memory = self._budget if device == "cpu" else accelerator.find(device)
         weights = BufferSize(layout.numel, layout.dtype)
-        with self._budget.holding(sum(size.nbytes for size in (weights, grads, *buffers.values()))):
+        with memory.holding(sum(size.nbytes for size in (weights, grads, *buffers.values()))):
             state = DeviceState(
                 layout,
-                self._budget,
-                _zeros(grads),
-                _Weights(_zeros(weights), Version(0, 0)),
-                {name: _zeros(size) for name, size in buffers.items()},
+                memory,
+                memory.zeros(grads),
+                _Weights(memory.zeros(weights), Version(0, 0)),
+                {name: memory.zeros(size) for name, size in buffers.items()},
             )
         self._states[session_id] = state
         return state
@@ -232,4 +249,4 @@ class DeviceStore:
     def drop(self, session_id: str) -> None:
         state = self._states.pop(session_id, None)
         if state:
-            self._budget.give_back(state.held_bytes)
+            state.memory.give_back(state.held_bytes)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any, Protocol
 
 from optimd_service.errors import BodyTimeout, MalformedSafetensors, TooLarge
+from optimd_service.wire.disconnected import Disconnected
+from optimd_service.wire.elsewhere import Elsewhere
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
+# Below, a thread costs more than it saves.
+LARGE = 2**20
 
-class Disconnected(Exception):
-    """The client went away in the middle of its body: there is nobody to answer."""
+
+class Shortcut(Protocol):
+    """Receives large bodies by a shorter way than ASGI's."""
+
+    async def receive(self, before: memoryview, places: Iterator[memoryview]) -> None:
+        """Fill ``places`` with ``before`` and the whole rest of the body.
+
+        Raises: BodyTimeout, Disconnected, and whatever ``places`` raise.
+        """
 
 
 class Body:
@@ -22,14 +33,21 @@ class Body:
     Args:
       receive: the ASGI callable.
       idle_timeout_s: silence after which the client is taken for stalled.
+      length: what the client said of it; None if it did not.
+      shortcut: for a large payload, if there is one.
 
     Every method raises BodyTimeout and Disconnected.
     """
 
-    def __init__(self, receive: Receive, *, idle_timeout_s: float) -> None:
+    def __init__(
+        self, receive: Receive, *, idle_timeout_s: float, length: int | None = None, shortcut: Shortcut | None = None
+    ) -> None:
         self._receive = receive
         self._idle_timeout_s = idle_timeout_s
+        self._length = length
+        self._shortcut = shortcut
         self._piece = memoryview(b"")
+        self._taken = 0
         self._more = True
 
     async def _next(self) -> None:
@@ -44,24 +62,47 @@ class Body:
             async with asyncio.timeout(self._idle_timeout_s):
                 return await receiving
         except TimeoutError:
-            raise BodyTimeout(
-                f"No byte of the body came for {self._idle_timeout_s:g} s; nothing was changed. Send it again."
-            ) from None
+            raise silent_for(self._idle_timeout_s) from None
 
     async def _available(self) -> bool:
         while not self._piece and self._more:
             await self._next()
         return bool(self._piece)
 
-    async def into(self, view: memoryview) -> int:
-        """Fill ``view`` (bytes); return how many came before the body ended."""
+    def _take(self, most: int) -> memoryview:
+        """Of the piece that is available."""
+        taken = self._piece[:most]
+        self._piece = self._piece[len(taken) :]
+        self._taken += len(taken)
+        return taken
+
+    async def pour(self, places: Iterator[memoryview], length: int, *, run: Elsewhere, what: str) -> None:
+        """Fill ``places``, together ``length`` bytes long, to the body's end.
+
+        Args:
+          run: where large ``places`` do what they do in between.
+
+        Raises: MalformedSafetensors when the body ends before them or behind.
+        """
+        shortcut = self._shortcut
+        if shortcut is not None and length >= LARGE and self._more and self._length == self._taken + length:
+            await shortcut.receive(self._piece, places)
+            return
+        start = self._taken
+        place = next(places, None)
+        while place is not None:
+            if not await self._fill(place):
+                raise _cut_short(what, self._taken - start, length)
+            place = await run(next, places, None) if length >= LARGE else next(places, None)
+        await self.end()
+
+    async def _fill(self, place: memoryview) -> bool:
         at = 0
-        while at < len(view) and await self._available():
-            taken = self._piece[: len(view) - at]
-            view[at : at + len(taken)] = taken
+        while at < len(place) and await self._available():
+            taken = self._take(len(place) - at)
+            place[at : at + len(taken)] = taken
             at += len(taken)
-            self._piece = self._piece[len(taken) :]
-        return at
+        return at == len(place)
 
     async def exactly(self, length: int, *, rule: str, what: str) -> bytearray:
         """Read ``length`` bytes; a body that ends before breaks ``rule``.
@@ -70,11 +111,9 @@ class Body:
         """
         read = bytearray()
         while len(read) < length and await self._available():
-            taken = self._piece[: length - len(read)]
-            read += taken
-            self._piece = self._piece[len(taken) :]
+            read += self._take(length - len(read))
         if len(read) < length:
-            raise MalformedSafetensors(f"The body ends inside {what}: {len(read)} of {length} bytes.", rule=rule)
+            raise _cut_short(what, len(read), length, rule)
         return read
 
     async def end(self) -> None:
@@ -88,6 +127,14 @@ class Body:
         while await self._available():
             if len(read) + len(self._piece) > limit:
                 raise TooLarge(f"The body is larger than {limit} bytes. {advice}", limit=limit)
-            read += self._piece
-            self._piece = memoryview(b"")
+            read += self._take(len(self._piece))
         return read
+
+
+def _cut_short(what: str, got: int, length: int, rule: str = "truncated") -> MalformedSafetensors:
+    return MalformedSafetensors(f"The body ends inside {what}: {got} of {length} bytes.", rule=rule)
+
+
+def silent_for(idle_timeout_s: float) -> BodyTimeout:
+    """What a client is told that stopped in the middle of its body."""
+    return BodyTimeout(f"No byte of the body came for {idle_timeout_s:g} s; nothing was changed. Send it again.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +12,27 @@ import torch
 from optimd_service.errors import InvalidField, NotAcceptable
 from optimd_service.types import Layout
 from optimd_service.wire.dtypes import DTYPE_NAMES
-from optimd_service.wire.flat import flat_bytes
 from optimd_service.wire.json import MAX_JSON_PARAMETERS, tensors_to_json, write_json
+from optimd_service.wire.payload import NOTHING, Payload, Trailed
 from optimd_service.wire.safetensors import assemble_header, write_entries, write_metadata
+
+TRAIL_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A body ready to be sent.
-
-    Attributes:
-      head: the first bytes.
-      payload: the rest; it may be the memory of a flat buffer, which must not change until it is sent.
-    """
+    """A body ready to be sent: the first bytes, and the tensors behind them."""
 
     head: bytes
-    payload: memoryview
+    payload: Payload | Trailed = NOTHING
 
     def __len__(self) -> int:
-        return len(self.head) + len(self.payload)
+        return len(self.head) + self.payload.nbytes
+
+    def pieces(self) -> Iterator[memoryview]:
+        """All of it; the bytes of a piece may change when the next is asked for."""
+        yield memoryview(self.head)
+        yield from self.payload.pieces()
 
 
 class Encoder:
@@ -43,7 +45,11 @@ class Encoder:
 
     def nothing(self, metadata: Mapping[str, str]) -> Encoded:
         """A safetensors file of metadata alone."""
-        return Encoded(assemble_header(write_metadata(metadata), b""), memoryview(b""))
+        return Encoded(assemble_header(write_metadata(metadata), b""))
+
+    def whole(self, metadata: Mapping[str, str], payload: Payload) -> Encoded:
+        """Encode all tensors, which are the ``payload``."""
+        return Encoded(assemble_header(write_metadata(metadata), self._all_entries(payload.dtype)), payload)
 
     def safetensors(
         self,
@@ -62,12 +68,23 @@ class Encoder:
         Raises: InvalidField for an unknown name.
         """
         dtype = dtype or self._layout.dtype
-        if names is not None:
-            flat, entries = self._some(flat, self._wanted(names), dtype)
-        else:
-            entries = self._all_entries(dtype)
-        head = assemble_header(write_metadata(metadata), entries)
-        return Encoded(head, flat_bytes(flat if dtype == flat.dtype else flat.to(dtype)))
+        if names is None:
+            return self.whole(metadata, Payload([flat], dtype))
+        wanted = self._wanted(names)
+        head = assemble_header(write_metadata(metadata), self._entries_of(wanted, dtype))
+        return Encoded(head, Payload(self._stretches(flat, wanted), dtype))
+
+    def trailed(self, metadata: Mapping[str, str], payload: Payload, name: str, text: Callable[[], bytes]) -> Encoded:
+        """Encode all tensors, and a text behind them as one tensor more, of bytes.
+
+        Args:
+          payload: of all tensors.
+          name: of the text.   text: at most ``TRAIL_BYTES`` long; asked for when the tensors have been sent.
+        """
+        at = payload.nbytes
+        trail = {"dtype": "U8", "shape": [TRAIL_BYTES], "data_offsets": [at, at + TRAIL_BYTES]}
+        entries = self._all_entries(payload.dtype) + b"," + write_json(name) + b":" + write_json(trail)
+        return Encoded(assemble_header(write_metadata(metadata), entries), Trailed(payload, text, TRAIL_BYTES))
 
     def json(
         self, flat: torch.Tensor, *, names: Sequence[str] | None = None, dtype: torch.dtype | None = None
@@ -100,9 +117,13 @@ class Encoder:
         chosen = set(names)
         return [name for name in self._layout.spans if name in chosen]
 
-    def _some(self, flat: torch.Tensor, names: Sequence[str], dtype: torch.dtype) -> tuple[torch.Tensor, bytes]:
-        parts = [flat[start:stop] for start, stop in (self._layout.spans[name] for name in names)]
-        return torch.cat(parts) if parts else flat[:0], self._entries_of(names, dtype)
+    def _stretches(self, flat: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
+        """The elements of tensors, in layout order, in as few stretches as they make."""
+        ends: list[tuple[int, int]] = []
+        for start, stop in (self._layout.spans[name] for name in names):
+            begins_at = ends.pop()[0] if ends and ends[-1][1] == start else start
+            ends.append((begins_at, stop))
+        return [flat[start:stop] for start, stop in ends]
 
     def _all_entries(self, dtype: torch.dtype) -> bytes:
         if dtype not in self._entries:
@@ -120,11 +141,11 @@ def _numbers(shapes: Iterable[tuple[int, ...]]) -> int:
 
 def encode_json(value: Any) -> Encoded:
     """A JSON body."""
-    return Encoded(write_json(value), memoryview(b""))
+    return Encoded(write_json(value))
 
 
 def encode_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Encoded:
-    """Encode separate tensors as safetensors, joined into one piece of memory."""
+    """Encode separate tensors of one dtype as safetensors, joined into one piece of memory."""
     entries = write_entries({name: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()})
     payload = torch.cat([tensor.reshape(-1) for tensor in tensors.values()]) if tensors else torch.empty(0)
-    return Encoded(assemble_header(write_metadata(metadata), entries), flat_bytes(payload))
+    return Encoded(assemble_header(write_metadata(metadata), entries), Payload([payload], payload.dtype))

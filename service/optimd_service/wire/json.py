@@ -13,7 +13,7 @@ import torch
 
 from optimd_service.errors import InvalidField, MalformedJson, ShapeMismatch
 from optimd_service.types import Layout
-from optimd_service.wire.match import check_names
+from optimd_service.wire.match import NameCheck, check_names
 
 # A body of this size is read in a fraction of a second; larger ones belong in safetensors.
 MAX_JSON_BYTES = 16 * 1024 * 1024
@@ -92,18 +92,27 @@ def _holds_booleans(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def land_json_(flat: torch.Tensor, layout: Layout, tensors: Any, *, what: str, by_rows: Collection[str] = ()) -> None:
+def land_json_(
+    flat: torch.Tensor,
+    layout: Layout,
+    tensors: Any,
+    *,
+    what: str,
+    by_rows: Collection[str] = (),
+    check: NameCheck = check_names,
+) -> None:
     """Write JSON tensors into a flat buffer, shape [numel]; all are checked before the first is written.
 
     Args:
       by_rows: tensors whose rows came, which somebody else lands.
+      check: which of the layout's tensors there must be.
 
     Raises: InvalidField, TensorMismatch, ShapeMismatch.
     """
     if not isinstance(tensors, Mapping):
         raise InvalidField(f"`{what}` must be an object that maps tensor names to nested lists.", field=what)
-    check_names(layout, tensors.keys())
-    whole = {name: shape for name, shape in layout.shapes.items() if name not in by_rows}
+    check(layout, tensors.keys())
+    whole = {name: layout.shapes[name] for name in tensors if name not in by_rows}
     arrays = {name: _shaped(name, shape, tensors[name]) for name, shape in whole.items()}
     for name, view in layout.views(flat).items():
         if name in arrays:

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 import xxhash
 
-from optimd_service.errors import InvalidField, MalformedJson, MalformedSafetensors
+from optimd_service.errors import InvalidField, MalformedJson
 from optimd_service.types import Layout
+from optimd_service.wire.arrival import Arrival, Watch
 from optimd_service.wire.body import Body
-from optimd_service.wire.flat import flat_bytes
+from optimd_service.wire.elsewhere import Elsewhere
 from optimd_service.wire.json import MAX_JSON_BYTES, land_json_, read_json, read_object
 from optimd_service.wire.json_rows import rows_from_json
 from optimd_service.wire.landing import Landing
@@ -25,20 +26,10 @@ from optimd_service.wire.rows import Rows
 from optimd_service.wire.safetensors import PREFIX_BYTES, header_bytes
 
 # What the safetensors libraries write of themselves; it says nothing to us.
-_LIBRARY_METADATA = "format"
+LIBRARY_METADATA = "format"
 
 # Read in some 100 µs; a longer one would hold up everybody else.
 SHORT_HEADER = 16 * 1024
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class Elsewhere(Protocol):
-    """Runs a function away from the event loop."""
-
-    async def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Await ``function(*args, **kwargs)``."""
 
 
 class ReadsHeaders(Protocol):
@@ -83,34 +74,46 @@ class Received(Protocol):
 
 @dataclass(frozen=True)
 class SafetensorsBody:
-    """A checked header, and the payload: staged, or already in the flat buffer when the landing is direct."""
+    """A checked header, and the payload.
+
+    Attributes:
+      staged: the payload, unless it was received into the flat buffer.
+      landed: what tells that payload from any other, if it was asked for.
+    """
 
     header: bytes
     metadata: dict[str, str]
     landing: Landing
-    payload: bytearray | memoryview
+    staged: bytearray | None
+    landed: xxhash.xxh3_128 | None = None
+
+    @property
+    def names(self) -> Collection[str]:
+        """The tensors that came whole."""
+        return self.landing.names
 
     @property
     def quick(self) -> bool:
         return len(self.header) <= SHORT_HEADER
 
     def digest(self) -> bytes:
-        digest = xxhash.xxh3_128(self.header)
-        digest.update(self.payload)
+        digest = self.landed or xxhash.xxh3_128(self.header)
+        if self.staged is not None:
+            digest.update(self.staged)
         return digest.digest()
 
     def fields(self) -> dict[str, Any]:
         return {
             name: text if name == "worker" else _from_text(name, text)
             for name, text in self.metadata.items()
-            if name != _LIBRARY_METADATA
+            if name != LIBRARY_METADATA
         }
 
     def holds_buffers(self, layout: Layout) -> bool:
         return len(self.landing.entries) + len(self.landing.by_rows) > len(layout.trained.tensors)
 
     def rows(self, layout: Layout) -> Mapping[str, Rows]:
-        return self.landing.rows(layout, self.payload) if isinstance(self.payload, bytearray) else {}
+        return {} if self.staged is None else self.landing.rows(layout, self.staged)
 
     def land_(
         self,
@@ -118,8 +121,8 @@ class SafetensorsBody:
         layout: Layout,
         by_rows: Collection[str] = (),  # noqa: ARG002  the header has told them apart
     ) -> None:
-        if isinstance(self.payload, bytearray):
-            self.landing.scatter_(flat, layout.spans, self.payload)
+        if self.staged is not None:
+            self.landing.scatter_(flat, layout.spans, self.staged)
 
 
 def _from_text(name: str, text: str) -> Any:
@@ -178,42 +181,59 @@ async def receive_header(body: Body) -> bytes:
     return bytes(await body.exactly(header_bytes(prefix), rule="truncated", what="the header"))
 
 
-async def receive_payload(body: Body, landing: Landing, flat: torch.Tensor | None) -> bytearray | memoryview:
+async def receive_tensors(
+    body: Body,
+    header: bytes,
+    read: tuple[Landing, dict[str, str]],
+    flat: torch.Tensor | None,
+    *,
+    run: Elsewhere,
+    digested: bool = False,
+    watch: Watch | None = None,
+) -> SafetensorsBody:
     """Receive the payload behind a checked header, to the body's end.
 
     Args:
-      flat: at least as long as the payload; where one in layout order lands at once. Without it the payload is always
-        staged.
+      read: what the header says.
+      flat: at least as long as the layout; whatever can be received into it is. Without it all is staged.
+      run: runs a function in a thread.
+      digested: the body's digest will be asked for.
+      watch: told what has come into ``flat``, in the thread in which it came.
 
     Raises: MalformedSafetensors.
     """
-    if not landing.direct or flat is None:
+    landing, metadata = read
+    if flat is None or landing.staged:
         payload = await body.exactly(landing.payload_bytes, rule="truncated", what="the payload")
         await body.end()
-        return payload
-    view = flat_bytes(flat)[: landing.payload_bytes]
-    got = await body.into(view)
-    if got < len(view):
-        detail = f"The body ends inside the payload: {got} of {len(view)} bytes."
-        raise MalformedSafetensors(detail, rule="truncated")
-    await body.end()
-    return view
+        return SafetensorsBody(header, metadata, landing, payload)
+    digest = xxhash.xxh3_128(header) if digested else None
+    places = Arrival(flat, landing.runs, digest, watch).places()
+    await body.pour(places, landing.payload_bytes, run=run, what="the payload")
+    return SafetensorsBody(header, metadata, landing, None, digest)
 
 
 async def receive_safetensors(
-    body: Body, headers: ReadsHeaders, flat: torch.Tensor | None, *, run: Elsewhere
+    body: Body,
+    headers: ReadsHeaders,
+    flat: torch.Tensor | Callable[[Landing], torch.Tensor] | None,
+    *,
+    run: Elsewhere,
+    digested: bool = False,
+    watch: Watch | None = None,
 ) -> SafetensorsBody:
     """Receive a safetensors body, checking the header before the payload is read.
 
     Args:
-      headers: knows the tensors that these must be.   flat: as for ``receive_payload``.
-      run: runs a function in a thread; long headers are read there.
+      headers: knows the tensors that these must be; long headers are read in a thread.
+      flat, run, digested, watch: as for ``receive_tensors``; ``flat`` may depend on what the header says.
 
     Raises: MalformedSafetensors, UnsupportedDtype, TensorMismatch, ShapeMismatch, TooLarge.
     """
     raw = await receive_header(body)
-    landing, metadata = headers.read(raw) if len(raw) <= SHORT_HEADER else await run(headers.read, raw)
-    return SafetensorsBody(raw, metadata, landing, await receive_payload(body, landing, flat))
+    read = headers.read(raw) if len(raw) <= SHORT_HEADER else await run(headers.read, raw)
+    place = flat if flat is None or isinstance(flat, torch.Tensor) else flat(read[0])
+    return await receive_tensors(body, raw, read, place, run=run, digested=digested, watch=watch)
 
 
 async def receive_json(body: Body, *, tensors: str, buffers: str | None = None) -> JsonBody:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 
@@ -55,6 +55,27 @@ def pairs_in(entries: Iterable[Entry], layout: Layout) -> dict[str, RowEntries]:
             whole.add(entry.name)
     _refuse_both_ways(halves.keys() & whole)
     return {tensor: _both(tensor, found) for tensor, found in halves.items()}
+
+
+def require_whole(entries: Iterable[Entry], layout: Layout) -> None:
+    """Refuse rows where tensors come whole.
+
+    Raises: InvalidField naming the first tensor whose rows came, UnsupportedDtype.
+    """
+    for entry in entries:
+        tensor, mark = _split(entry.name)
+        if mark and entry.name not in layout.shapes and tensor in layout.shapes:
+            refuse_rows(tensor)
+        wire_dtype(entry.dtype, entry.name[:_LONGEST_NAME_SHOWN])  # I64 has been read for row numbers alone
+
+
+def refuse_rows(tensor: str) -> NoReturn:
+    """Raises: InvalidField."""
+    raise InvalidField(
+        f"Rows of tensor {_shown(tensor)} came in a part of a push, whose tensors come whole: send the whole tensor, "
+        "or push all gradients at once.",
+        field=tensor,
+    )
 
 
 def _split(name: str) -> tuple[str, str]:

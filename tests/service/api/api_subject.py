@@ -12,6 +12,7 @@ import httpx
 import torch
 from safetensors.torch import load
 
+import reaching
 from raw_safetensors import tensor_file
 
 SAFETENSORS = {"Content-Type": "application/vnd.safetensors"}
@@ -42,9 +43,12 @@ class Subject:
         """A session; further arguments are the optimizer's hyperparameters and fields of the create body."""
         fields = (
             "name", "tensors", "groups", "nonfinite", "seed", "schedule", "clip", "centralize", "maximize",
-            "accumulate", "loss_scale", "ema", "swa", "buffers", "frozen", "grad_dtype", "state_dtype",
+            "accumulate", "loss_scale", "ema", "swa", "buffers", "frozen", "grad_dtype", "state_dtype", "wire",
+            "storage",
         )  # fmt: skip
         said = {name: description.pop(name) for name in fields if name in description}
+        if reaching.device != "cpu":
+            said.setdefault("storage", {"device": "cuda"})
         body = {"optimizer": {"name": optimizer, **description}, **said}
         if params is not None:
             content = tensor_file(params, {"session": json.dumps(body)})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+
+from reaching import connect
 
 
 def head(method: str, path: str, length: int, **headers: str) -> bytes:
@@ -23,8 +24,7 @@ def push_head(path: str, length: int, **headers: str) -> bytes:
 @contextmanager
 def connected(url: str) -> Iterator[socket.socket]:
     """A connection to the server at ``url``; no call on it waits for longer than 30 s."""
-    at = urlsplit(url)
-    with socket.create_connection((at.hostname or "", at.port or 0), timeout=30) as connection:
+    with connect(url) as connection:
         yield connection
 
 

@@ -11,11 +11,13 @@ import pytest
 from api_subject import GRADS, SAFETENSORS, WEIGHTS, Subject, assert_refused
 
 from raw_safetensors import entry, raw_file, tensor_file
+from reaching import http_client
 
 MEBI = 1024 * 1024
 WEIGHT = entry([2, 3], 0, 24)
 BIAS = entry([2], 24, 32)
 ZEROS = bytes(32)
+CONNECTED = {"connection.connect_tcp.complete", "connection.connect_unix_socket.complete"}
 
 
 def text(*members: str) -> bytes:
@@ -162,9 +164,9 @@ def test_the_connection_goes_on_after_a_refusal(server_url: str, subject: Subjec
     opened = []
 
     def trace(event: str, _: object) -> None:
-        opened.append(event) if event == "connection.connect_tcp.complete" else None
+        opened.append(event) if event in CONNECTED else None
 
-    with httpx.Client(base_url=server_url, trust_env=False, timeout=30) as one:
+    with http_client(server_url) as one:
         for _ in range(3):
             request = one.build_request(
                 "POST", f"{subject.path}/steps", content=raw_file(b" {}", bytes(2 * MEBI)), headers=SAFETENSORS

@@ -13,6 +13,7 @@ from openapi_contract import Contract
 from raw_socket import connected, head, push_head, status_of
 
 from raw_safetensors import tensor_file
+from reaching import http_client
 from server_process import ServerProcess
 
 LARGE = {"w": torch.arange(500_000.0)}
@@ -73,10 +74,7 @@ def test_an_upload_to_one_session_delays_no_other_and_no_pull(
 
 
 def test_a_body_that_stalls_is_given_up_and_frees_the_session(tmp_path: Path) -> None:
-    with (
-        ServerProcess(tmp_path / "data", IDLE_TIMEOUT_S="0.5") as server,
-        httpx.Client(base_url=server.url, trust_env=False, timeout=30) as http,
-    ):
+    with ServerProcess(tmp_path / "data", IDLE_TIMEOUT_S="0.5") as server, http_client(server.url) as http:
         http.event_hooks = {"response": [Contract(http.get("/openapi.json").json()).check]}
         subject = Subject.create(http)
         content = tensor_file({"w": torch.zeros(3)})

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -18,18 +16,15 @@ from api_subject import GRADS, WEIGHTS, Subject, assert_equal, receipt_of
 from safetensors.torch import load
 
 from raw_safetensors import tensor_file
+from reaching import connect
 
 LENGTH = 2_000_000
 
 
 def slow_reader(server_url: str) -> http.client.HTTPConnection:
     """A connection whose end takes so little at a time that the server has to wait for it."""
-    at = urlsplit(server_url)
-    reader = http.client.HTTPConnection(at.hostname or "", at.port, timeout=30)
-    reader.sock = socket.socket()
-    reader.sock.settimeout(30)
-    reader.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-    reader.sock.connect((at.hostname, at.port))
+    reader = http.client.HTTPConnection("localhost")
+    reader.sock = connect(server_url, receive_bytes=65_536)
     return reader
 
 
@@ -117,8 +112,8 @@ def test_a_slow_reader_gets_the_version_that_its_etag_names(server_url: str, eve
 
 
 def test_a_slow_reader_of_a_reply_to_a_push_gets_its_own_step(server_url: str, even: Subject) -> None:
-    at = urlsplit(server_url)
-    reader = http.client.HTTPConnection(at.hostname or "", at.port, timeout=30)
+    reader = http.client.HTTPConnection("localhost")
+    reader.sock = connect(server_url)
     headers = {"Content-Type": "application/vnd.safetensors", "If-Match": '"0"'}
     reader.request("POST", f"{even.path}/steps", tensor_file(EVEN_PUSH), headers)
     reply = reader.getresponse()

@@ -42,6 +42,12 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "gradients in two bytes": {"optimizer": {"name": "adamw"}, "tensors": TENSORS, "grad_dtype": "BF16"},
     "state in two bytes": {"optimizer": {"name": "adamw"}, "tensors": TENSORS, "state_dtype": "bf16"},
     "state in one byte": {"optimizer": {"name": "adamw"}, "tensors": TENSORS, "state_dtype": "8bit"},
+    "what the client holds": {
+        "optimizer": {"name": "adamw"},
+        "tensors": TENSORS,
+        "buffers": ["mean"],
+        "wire": {"params": "BF16", "difference": True},
+    },
     "weights inline": {"optimizer": {"name": "adam"}, "params": {"w": [[1.0, 2.0], [3.0, 4.0]]}},
 }
 

@@ -160,6 +160,7 @@ def test_a_description_that_is_given_back_creates_the_same_session(http: httpx.C
     assert_equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("on_host")
 def test_bytes_are_weights_gradients_and_state(http: httpx.Client) -> None:
     for optimizer, buffers in (("sgd", 0), ("lion", 1), ("adamw", 2)):
         info = Subject.create(http, optimizer, params=WEIGHTS).info()

@@ -199,6 +199,7 @@ def test_groups_keep_what_the_new_optimizer_has_too_and_are_told_what_they_lose(
     assert "betas" not in hyper["own"]
 
 
+@pytest.mark.usefixtures("on_host")
 def test_memory_of_a_buffer_that_was_kept_though_not_needed_is_freed_too(http: httpx.Client) -> None:
     subject = Subject.create(http, "sgd", momentum=0.9)
     subject.push()

@@ -15,6 +15,7 @@ from openapi_contract import Contract
 
 from optimd_service.api import advice, catalogue, health, history, params, problems, sessions
 from optimd_service.errors import every_problem
+from reaching import http_client
 
 METHODS = {"get", "put", "post", "patch", "delete"}
 MODULES = (sessions, params, history, catalogue, advice, health, problems)
@@ -141,7 +142,7 @@ def test_the_server_is_alive_and_has_a_page(http: httpx.Client) -> None:
 
 
 def test_the_docs_page_needs_no_other_server(server_url: str) -> None:
-    with httpx.Client(base_url=server_url, trust_env=False) as browser:
+    with http_client(server_url) as browser:
         page = browser.get("/docs").text
         linked = re.findall(r'(?:src|href)="([^"]+)"', page)
         assert len(linked) >= 3

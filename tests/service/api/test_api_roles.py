@@ -180,6 +180,7 @@ def test_a_put_of_weights_sets_tensors_of_every_role_and_no_fewer(subject: Subje
     assert_equal(load(subject.http.get(f"{subject.path}/state").content), state)
 
 
+@pytest.mark.usefixtures("on_host")
 def test_only_trained_elements_are_counted_in_state_gradients_and_norms(subject: Subject) -> None:
     receipt = receipt_of(push(subject, "safetensors", buffers=STATISTICS))
     pulled = subject.pull()
@@ -219,6 +220,7 @@ def test_a_retry_with_buffers_is_the_first_push_and_one_with_others_is_refused(s
     assert_refused(others, 422, "key-reused")
 
 
+@pytest.mark.usefixtures("on_host")
 def test_gradients_may_be_kept_in_bfloat16_beside_frozen_tensors_and_not_beside_buffers(http: httpx.Client) -> None:
     weights = {name: WEIGHTS[name] for name in ("embed", "weight", "bias")}
     subject = Subject.create(http, "sgd", params=weights, frozen=["embed"], grad_dtype="BF16", lr=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -19,12 +19,13 @@ from typer.testing import CliRunner, Result
 
 from optimd_service.cli import app
 from raw_safetensors import tensor_file
+from reaching import connections, http_client
 from server_process import ServerProcess
 
 
 @contextmanager
 def connected(server: ServerProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as http:
+    with http_client(server.url) as http:
         http.event_hooks = {"response": [Contract(http.get("/openapi.json").json()).check]}
         yield http
 
@@ -46,6 +47,19 @@ def assert_failed(result: Result, said: str) -> None:
     assert isinstance(result.exception, SystemExit)
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("x" * 120, "too long"), ("nowhere/s", "no folder"), ("file", "no socket"), ("taken", "listens on")],
+)
+def test_a_socket_that_cannot_be_made_or_is_anothers_is_refused(tmp_path: Path, path: str, said: str) -> None:
+    (tmp_path / "file").touch()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "taken"))
+        other.listen()
+        assert_failed(command("run", "--uds", tmp_path / path, "--data", tmp_path / "data"), said)
+    assert (tmp_path / "taken").is_socket()
 
 
 def test_a_session_is_lost_with_its_server_and_its_history_is_not(tmp_path: Path) -> None:
@@ -107,36 +121,26 @@ def test_a_setting_that_cannot_be_is_named(tmp_path: Path, setting: str) -> None
 
 def test_who_waits_for_a_step_is_answered_when_the_server_ends(tmp_path: Path) -> None:
     answered = threading.Event()
-    with ServerProcess(tmp_path / "data") as server, httpx.Client(base_url=server.url, trust_env=False) as http:
+    with ServerProcess(tmp_path / "data") as server, http_client(server.url) as http:
         subject = Subject.create(http)
         headers = {"If-None-Match": '"0.0"', "Prefer": "wait=60"}
 
         def wait() -> None:
-            with httpx.Client(base_url=server.url, trust_env=False, timeout=90) as waiting:
+            with http_client(server.url, timeout=90) as waiting:
                 if waiting.get(f"{subject.path}/params", headers=headers).status_code == 304:
                     answered.set()
 
         poll = threading.Thread(target=wait)
         poll.start()
         # The server has the poll in hand once it holds two connections; asking keeps ours open.
-        while _connections(server) < 2:
+        while connections(server.url) < 2:
             http.get("/healthz")
     poll.join(30)
     assert answered.is_set()
 
 
-def _connections(server: ServerProcess) -> int:
-    """Connections that clients hold open to the server, as the kernel counts them."""
-    port = f"{urlsplit(server.url).port:04X}"
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(local.endswith(f":{port}") and state == "01" for _, local, _, state, *_ in rows)
-
-
 def test_training_goes_on_while_the_history_database_does_not_answer(tmp_path: Path) -> None:
-    with (
-        ServerProcess(tmp_path / "data") as server,
-        httpx.Client(base_url=server.url, trust_env=False, timeout=30) as http,
-    ):
+    with ServerProcess(tmp_path / "data") as server, http_client(server.url) as http:
         subject = Subject.create(http)
         subject.push()
         assert len(subject.steps()) == 1

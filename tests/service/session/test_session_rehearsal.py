@@ -23,8 +23,9 @@ from optimd_service.wire.received import JsonBody
         ("radam", "_walk", {"optimizer": {"name": "radam"}}),  # other arithmetic from the sixth update on
         ("asgd", "_walk", {"optimizer": {"name": "asgd", "t0": 4}}),
         ("accumulation", "_add", {"optimizer": {"name": "sgd"}, "accumulate": {"steps": 3}}),
+        ("difference", "_walk", {"optimizer": {"name": "sgd"}, "wire": {"params": "BF16", "difference": True}}),
     ],
-    ids=["radam", "asgd", "accumulate"],
+    ids=["radam", "asgd", "accumulate", "difference"],
 )
 def test_no_push_meets_a_kernel_that_was_not_rehearsed(
     monkeypatch: pytest.MonkeyPatch, module: str, kernel: str, body: dict[str, Any]

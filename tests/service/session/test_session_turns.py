@@ -101,6 +101,18 @@ async def test_a_committed_key_is_let_through_however_stale_its_match() -> None:
         assert turns.taking.locked()
 
 
+async def test_what_came_in_parts_is_forgotten_when_the_version_is_another() -> None:
+    stands = [Version(0, 0)]
+    turns = Turns(version=lambda: stands[0], known=lambda _: False)
+    async with turns.push(Precondition(None, "k"), whole=False):
+        begun = turns.contribution("c")
+        assert turns.contribution("c") is begun
+    for stands[0] in (Version(1, 0), Version(1, 1)):
+        async with turns.push(Precondition(None, "k"), whole=False):
+            assert turns.contribution("c") is not begun
+            begun = turns.contribution("c")
+
+
 async def test_what_a_thread_raises_is_raised_where_it_is_awaited(lane: Lane) -> None:
     assert await lane.run(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from optimd_service.api.documents.base import Document, Etag, Stands, Tensors
+from optimd_service.session.wire_dtypes import Wire
 from optimd_service.types import Role
 
 
@@ -42,6 +43,7 @@ class SessionSummary(Document):
     accumulate: dict[str, Any] | None
     loss_scale: dict[str, Any] | None
     grad_dtype: Literal["BF16"] | None
+    wire: Wire
     state_dtype: Literal["f32", "bf16", "8bit"]
     ema: dict[str, Any] | None
     swa: dict[str, Any] | None

@@ -59,7 +59,8 @@ class PushBody(Document):
     """A push in JSON."""
 
     grads: Tensors = Field(
-        description="Nested lists by tensor name; every trained tensor of the session. For an optimizer that takes "
+        description="Nested lists by tensor name; every trained tensor of the session, or with `contribution` some. "
+        "For an optimizer that takes "
         'rows, some rows of a tensor alone: `{"rows": [1, 5], "values": [[…], […]]}`.'
     )
     buffers: Tensors | None = Field(None, description="New values of all tensors whose role is `buffer`, or of none.")

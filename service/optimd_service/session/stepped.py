@@ -1,0 +1,16 @@
+"""What a push led to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optimd_service.store.contract import Snapshot
+from optimd_service.types import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A receipt, and the weights that the session holds now; whoever is given them releases them."""
+
+    receipt: Receipt
+    snapshot: Snapshot
