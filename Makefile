@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 
-.PHONY: help setup test lint demo bench-quick serve clean
+.PHONY: help setup test test-gpu lint demo bench bench-quick wrk serve clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ $(VENV)/.dev: $(VENV)/.demo
 	@$(BIN)/pip install -q -e ".[server,torch,demo,dev]"
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.demo
+	@$(BIN)/pip install -q -e ".[server,torch,demo,bench]"
+	@touch $@
+
 setup: $(VENV)/.dev ## the environment for working on optimd
 
 demo: $(VENV)/.demo ## train digits over HTTP, compare optimizers; needs nothing running, leaves nothing running
@@ -34,17 +38,46 @@ demo: $(VENV)/.demo ## train digits over HTTP, compare optimizers; needs nothing
 serve: $(VENV)/.demo ## a server on 127.0.0.1:8000
 	$(BIN)/optimd-server run
 
-test: setup ## all tests
+test: setup ## all tests; those of client and API over Unix sockets too, and those of RemoteOptimizer with overlap
 	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --transport unix tests/client tests/service/api
+	$(BIN)/pytest -n 2 --overlap tests/client/test_remote_optimizer*.py
+
+# Without a local label: on Linux that is the CUDA build, of which setup took the smaller sister.
+test-gpu: setup ## tests of sessions on a GPU, where there is one; puts torch's CUDA build into .venv
+	$(BIN)/pip install -q "torch===$(TORCH)"
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no GPU')"
+	$(BIN)/pytest -n 2 -k cuda tests/service/optim tests/service/session tests/service/wire
+	$(BIN)/pytest -n 2 --device cuda tests/service/api
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench-quick: $(VENV)/.demo ## a small step beside its floor, and updates beside torch's; under two minutes
+bench: $(VENV)/.bench wrk ## every table of docs/performance.md; half an hour, and 16 GB of memory
+	$(BIN)/python benchmarks/large_step.py
+	$(BIN)/python benchmarks/large_step.py --transport uds
+	$(BIN)/python benchmarks/large_step.py --dtype bf16
+	$(BIN)/python benchmarks/large_step.py --dtype bf16 --transport uds
+	$(BIN)/python benchmarks/large_step.py --tensors 1000
+	$(BIN)/python benchmarks/large_step.py --clients 16 --parameters 1000000
 	$(BIN)/python benchmarks/small_step.py
+	$(BIN)/python benchmarks/small_step.py --transport uds
+	$(BIN)/python benchmarks/many_clients.py
+	$(BIN)/python benchmarks/side_by_side.py
+	$(BIN)/python benchmarks/overlap.py
+	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/updates.py
+
+bench-quick: $(VENV)/.demo ## a small and a larger step beside floor and peers, some updates beside torch's; two minutes
+	$(BIN)/python benchmarks/small_step.py --steps 3000 --rounds 5 --peers bare_asgi ray_actor
+	$(BIN)/python benchmarks/large_step.py --parameters 10000000 --peers gloo ray_actor
+	$(BIN)/python benchmarks/updates.py --optimizers sgd adam adamw lion
+
+wrk:
+	@command -v wrk >/dev/null || apt-get install -y -q wrk || { echo "bench needs wrk: install it"; exit 1; }
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache examples/out benchmarks/out

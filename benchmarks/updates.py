@@ -12,19 +12,16 @@ some take seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from figures import show, write
 from optimd_service.optim.catalogue import OPTIMIZERS
 from optimd_service.session.arithmetic import Lane
 from optimd_service.session.blueprint import Blueprint
@@ -33,7 +30,6 @@ from optimd_service.session.updating import update_groups_
 from optimd_service.store.contract import Working
 from optimd_service.types import Buffers, BufferSize
 
-OUT = Path(__file__).parent / "out"
 TENSORS = 2_000
 SIDE = 1_000
 PAUSE_S = 0.02
@@ -61,6 +57,9 @@ class Pair(NamedTuple):
     @property
     def ratio(self) -> float:
         return self.ours_ms / self.beside_ms
+
+    def cells(self) -> list[str]:
+        return [self.name, f"{self.ours_ms:.2f}", f"{self.beside_ms:.2f}", f"{self.ratio:.2f}"]
 
 
 class Arena:
@@ -173,10 +172,9 @@ def by_layout(asked: argparse.Namespace, place: Lane) -> Iterator[Pair]:
 def report(asked: argparse.Namespace, updates: Sequence[Pair], layouts: Sequence[Pair]) -> None:
     """Print and write the figures."""
     title = f"one update, {asked.parameters:,} float32 parameters, {asked.threads} threads"
-    show(title, ("", "median ms", "torch's fused AdamW", "ratio"), updates)
-    each = asked.parameters // TENSORS
-    show(f"AdamW, {TENSORS:,} tensors of {each:,}", ("", "median ms", "as one tensor", "ratio"), layouts)
-    OUT.mkdir(exist_ok=True)
+    show(title, ("", "median ms", "torch's fused AdamW", "ratio"), [pair.cells() for pair in updates])
+    title = f"AdamW, {TENSORS:,} tensors of {asked.parameters // TENSORS:,}"
+    show(title, ("", "median ms", "as one tensor", "ratio"), [pair.cells() for pair in layouts])
     figures = {
         "parameters": asked.parameters,
         "threads": asked.threads,
@@ -190,17 +188,7 @@ def report(asked: argparse.Namespace, updates: Sequence[Pair], layouts: Sequence
             for pair in layouts
         },
     }
-    (OUT / "updates.json").write_text(json.dumps(figures, indent=2))
-
-
-def show(title: str, columns: Sequence[str], pairs: Sequence[Pair]) -> None:
-    """Print one table, a row a pair."""
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
-    for pair in pairs:
-        table.add_row(pair.name, f"{pair.ours_ms:.2f}", f"{pair.beside_ms:.2f}", f"{pair.ratio:.2f}")
-    Console().print(table)
+    write("updates", figures)
 
 
 if __name__ == "__main__":

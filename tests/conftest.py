@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 import reaching
-from server_process import PosingServer, ServerProcess
+from server_process import ServerProcess
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,8 +43,7 @@ def on_host() -> None:
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of one real server process, shared by every test that can share it."""
-    server_process = PosingServer if reaching.device == "posing" else ServerProcess
-    with server_process(tmp_path_factory.mktemp("server") / "data") as server:
+    with ServerProcess(tmp_path_factory.mktemp("server") / "data") as server:
         with reaching.http_client(server.url) as http:
             assert http.get("/readyz").json()["status"] == "ready"
         yield server.url

@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 import reaching
 
 COMMAND = Path(sys.executable).with_name("optimd-server")
+POSING = [sys.executable, str(Path(__file__).with_name("posing_server.py"))]
 START_S = 60
 STOP_S = 10
 _LISTENING = re.compile(r"running on (http://\S+|unix socket)")
@@ -39,9 +40,13 @@ class ServerProcess:
         self._log = data.with_suffix(".log")
         self._socket = data.with_suffix(".sock") if reaching.transport == "unix" else None
         place = ["--port", "0"] if self._socket is None else ["--uds", str(self._socket)]
-        self._command = [str(COMMAND), "run", *place, "--data", str(data)]
+        self._command = [*self._program(), "run", *place, "--data", str(data)]
         self._environment = environment(**settings)
         self.url = ""
+
+    @staticmethod
+    def _program() -> list[str]:
+        return POSING if reaching.device == "posing" else [str(COMMAND)]
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -87,6 +92,6 @@ class ServerProcess:
 class PosingServer(ServerProcess):
     """One that finds a GPU, where there is none."""
 
-    def __init__(self, data: Path, **settings: str) -> None:
-        super().__init__(data, **settings)
-        self._command[:1] = [sys.executable, str(Path(__file__).with_name("posing_server.py"))]
+    @staticmethod
+    def _program() -> list[str]:
+        return POSING

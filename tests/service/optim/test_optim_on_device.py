@@ -80,6 +80,17 @@ def test_gradients_as_long_as_they_may_be_leave_numbers_that_are_finite(
     assert all(bool(buffer.isfinite().all()) for buffer in (run.params, *run.flat.values()))
 
 
+def test_centered_rmsprop_survives_a_variance_that_rounds_below_zero(device: Any) -> None:
+    run = DeviceRun(device, "rmsprop", {"centered": True, "alpha": 0.5}, layout_of([(500,), (500,)]))
+    grads = device.put(torch.linspace(0.1, 1, 1000))
+    negative = 0
+    for _ in range(60):
+        run.step(grads)
+        negative += int((run.flat["square_avg"] - run.flat["grad_avg"] ** 2 < 0).sum())
+    assert negative
+    assert run.params.isfinite().all()
+
+
 @pytest.mark.parametrize("name", on_device.STEPS)
 def test_a_buffer_of_another_length_is_refused_before_a_weight_changes(device: Any, name: str) -> None:
     optimizer = find(name)

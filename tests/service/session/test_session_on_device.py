@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from optimd_service.session.creation import initialise
 from optimd_service.session.description import read_description
 from optimd_service.session.plan import SCRATCH, Plan
 from optimd_service.session.push import Push
+from optimd_service.session.rehearsal import _Zeros
 from optimd_service.store.contract import StoredState
 from optimd_service.store.device import DeviceStore
 from optimd_service.types import Layout, Receipt
@@ -54,26 +54,13 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class Given:
+class Given(_Zeros):
     """A push whose gradients are these, shape [numel]."""
 
-    grads: torch.Tensor
-    quick = True
+    def __init__(self, grads: torch.Tensor) -> None:
+        self.grads = grads
 
-    def digest(self) -> bytes:
-        return b""
-
-    def fields(self) -> dict[str, Any]:
-        return {}
-
-    def holds_buffers(self, layout: Layout) -> bool:
-        return False
-
-    def rows(self, layout: Layout) -> Mapping[str, Any]:
-        return {}
-
-    def land_(self, flat: torch.Tensor, layout: Layout, by_rows: Collection[str] = ()) -> None:
+    def land_(self, flat: torch.Tensor, layout: Layout, by_rows: Collection[str] = ()) -> None:  # noqa: ARG002
         flat.copy_(self.grads)
 
 
@@ -146,8 +133,10 @@ def test_an_update_works_in_memory_that_was_taken_when_the_session_was_created(d
     assert blueprint.plan.buffers[SCRATCH].numel == on_device.scratch_numel(blueprint.layout.numel)
     before = state.held_bytes
     push(state, blueprint.plan, torch.ones(blueprint.layout.numel))
-    assert state.held_bytes == before == sum(size.nbytes for size in blueprint.plan.buffers.values()) + 8 * len(
-        state.read_state().params
+    assert (
+        state.held_bytes
+        == before
+        == sum(size.nbytes for size in blueprint.plan.buffers.values()) + 8 * len(state.read_state().params)
     )
 
 
@@ -201,17 +190,16 @@ def test_memory_that_somebody_else_was_faster_to_take_is_told(device: Any, monke
 
 
 @pytest.mark.parametrize("where", ["torch.linalg.vector_norm", "torch.empty_like"])
-def test_a_push_that_finds_no_memory_changes_nothing(
-    device: Any, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_a_push_that_finds_no_memory_changes_nothing(device: Any, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     blueprint = described("adamw", {}, "cuda")
     state = created(blueprint)
     grads = torch.ones(blueprint.layout.numel)
     reader = state.snapshot()  # so that the update goes to a copy
     before = state.read_state().params.to("cpu")
-    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+    with monkeypatch.context() as patched:
         patched.setattr(where, no_room)
-        push(state, blueprint.plan, grads)
+        with pytest.raises(torch.OutOfMemoryError):
+            push(state, blueprint.plan, grads)
     assert torch.equal(state.read_state().params.to("cpu"), before)
     reader.release()
     assert push(state, blueprint.plan, grads).step == 1
