@@ -42,6 +42,7 @@ test: setup ## all tests; those of client and API over Unix sockets too, and tho
 	$(BIN)/pytest -n 2
 	$(BIN)/pytest -n 2 --transport unix tests/client tests/service/api
 	$(BIN)/pytest -n 2 --overlap tests/client/test_remote_optimizer*.py
+	$(BIN)/pytest -n 2 --device posing tests/service/api
 
 # Without a local label: on Linux that is the CUDA build, of which setup took the smaller sister.
 test-gpu: setup ## tests of sessions on a GPU, where there is one; puts torch's CUDA build into .venv

@@ -1,12 +1,13 @@
 """A device that is none: memory of the host, which our code finds to behave as a GPU's does.
 
 What is refused of a GPU's tensors is refused here: to be read as the host's memory, and to be mixed with the host's in
-one operation. Copies beside other work are done as late as they may be, when they are waited for; so a wait that is
-missing shows in the numbers.
+one operation. Copies beside other work are done as late as they may be: those to the device when something is computed
+there, those to the host when they are waited for. So a wait that is missing shows in the numbers.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,6 +23,46 @@ DEVICE = torch.device("cuda:0")
 MEMORY_BYTES = 2**31
 _UNSEEN = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.data_ptr}
 _ACROSS = {torch.Tensor.copy_, torch.Tensor.__setitem__}
+_VIEWS = {
+    torch.Tensor.__getitem__,
+    torch.Tensor.view,
+    torch.Tensor.__len__,
+    torch.Tensor.numel,
+    torch.Tensor.storage_offset,
+}
+
+barred: threading.Thread | None = None
+"""The thread that must never wait for the device: a server's event loop."""
+
+
+def refuse_to_wait() -> None:
+    assert threading.current_thread() is not barred, "the event loop waits for the device"
+
+
+class Stream:
+    """Copies in their order, each done when somebody waits for it or for a later one."""
+
+    def __init__(self) -> None:
+        self._begun: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def begin(self, to: torch.Tensor, source: torch.Tensor) -> Callable[[], None]:
+        with self._lock:
+            self._begun.append((to, source))
+            self._count += 1
+            return partial(self.wait, self._count)
+
+    def wait(self, number: int | None = None) -> None:
+        """Do all copies up to this one; None: all."""
+        refuse_to_wait()
+        with self._lock, torch._C.DisableTorchFunctionSubclass():
+            while self._begun and (number is None or self._count - len(self._begun) < number):
+                to, source = self._begun.popleft()
+                to.copy_(source)
+
+
+INWARD, OUTWARD = Stream(), Stream()
 
 
 class OnDevice(torch.Tensor):
@@ -35,6 +76,9 @@ class OnDevice(torch.Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
+        if func in _VIEWS or getattr(func, "__name__", "") == "__get__":
+            return super().__torch_function__(func, types, args, given)
+        INWARD.wait()
         if func in _UNSEEN:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if func is torch.Tensor.to and args[1] == "cpu":
@@ -63,28 +107,20 @@ def _tensors(given: Any) -> Iterator[torch.Tensor]:
 
 
 class DelayedCopies:
-    """Copies that are done when they are waited for, in their order."""
+    """In place of ``StreamCopies``."""
 
     def __init__(self, device: torch.device, *, outward: bool) -> None:
         assert device == DEVICE
         self._outward = outward
-        self._begun: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
-        self._count = 0
 
     def buffer(self, length: int, dtype: torch.dtype) -> torch.Tensor:
+        refuse_to_wait()
         return torch.full((length,), 7, dtype=dtype)
 
     def begin(self, to: torch.Tensor, source: torch.Tensor) -> Callable[[], None]:
         assert (isinstance(to, OnDevice), isinstance(source, OnDevice)) == (not self._outward, self._outward)
         assert to.shape == source.shape
-        self._begun.append((to, source))
-        self._count += 1
-        return partial(self._wait, self._count)
-
-    def _wait(self, number: int) -> None:
-        while self._count - len(self._begun) < number:
-            to, source = self._begun.popleft()
-            to.copy_(source)
+        return (OUTWARD if self._outward else INWARD).begin(to, source)
 
 
 def on_device(tensor: torch.Tensor) -> torch.Tensor:

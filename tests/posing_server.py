@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
+import posing_device
 from optimd_service.entry import main
-from posing_device import POSE
 
 if __name__ == "__main__":
-    for where, name, pose in POSE:
+    for where, name, pose in posing_device.POSE:
         setattr(where, name, pose)
+    posing_device.barred = threading.main_thread()
     main()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from overlapping import Network, batch, breaking, drain, held_back, loss_of, same, train, weights
@@ -83,6 +84,23 @@ def test_a_step_returns_once_it_is_judged_and_each_module_waits_for_its_own_weig
     assert not waiting.is_alive()
     assert arrived(model, expected) == set(expected)
     assert not hooks
+
+
+def test_a_session_tells_of_each_tensor_as_it_arrives(client: optimd.Client) -> None:
+    news: list[str] = []
+
+    class Listener:
+        def began(self) -> None:
+            news.append("began")
+
+        def arrived(self, name: str) -> None:
+            news.append(f"{name} {out[name].max()}")
+
+    session = client.session("s1")
+    out = {"b": np.ones(2, np.float32), "w": np.zeros((2, 3), np.float32)}
+    grads = {"b": np.full(2, 2, np.float32), "w": np.zeros((2, 3), np.float32)}
+    session.step(grads, out=out, arriving=Listener())
+    assert news == ["began", "b -1.0", "w 1.0"]
 
 
 NEED_ALL: dict[str, Callable[[optimd.RemoteOptimizer], Any]] = {

@@ -79,7 +79,7 @@ class EncodedResponse(Response):
         length, pieces, last = len(self._encoded), self._encoded.pieces(), b""
         transfer = self._sending.transfer
         if length <= JOINED_BYTES:
-            last = b"".join(pieces)
+            last = await self._sending.run(b"".join, pieces) if self._encoded.payload.waits else b"".join(pieces)
         elif length >= LARGE and transfer is not None:
             await transfer.send(pieces, length)
         else:

@@ -2,8 +2,7 @@
 
 The host's updates are loops that numba compiles for the CPU. Here each optimizer is one of torch's fused kernels or,
 where torch has none, a handful of its operations in place. Formulas, defaults and names of state are those of the
-optimizer's own file. Nothing is allocated that grows with the weights: an update that has begun cannot run out of
-memory.
+optimizer's own file. Nothing is allocated that grows with the weights.
 """
 
 from __future__ import annotations

@@ -39,8 +39,6 @@ def _largest(block: Tensor) -> float:
 
 
 def _block_p_norm(block: Tensor, p: float) -> float:
-    if not block.is_cpu:  # no part of it stays in a cache, and each is waited for
-        return _scaled(block, p)
     starts = range(0, block.numel(), POWER_BLOCK)
     return _joined((_scaled(block[at : at + POWER_BLOCK], p) for at in starts), p)
 

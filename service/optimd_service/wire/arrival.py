@@ -66,15 +66,12 @@ class Arrival:
         copies = staging.StreamCopies(self._flat.device, outward=False)
         for run in self._runs:
             ring = staging.Ring(copies, run.stop - run.start, run.dtype)
-            try:
-                for span in run.cut(staging.STAGED):
-                    staged = ring.next()[: span.stop - span.start]
-                    place = flat_bytes(staged)
-                    yield place
-                    ring.begin(self._flat[span.start : span.stop], staged)
-                    self._came(place, span)
-            finally:
-                ring.end()
+            for span in run.cut(staging.STAGED):
+                staged = ring.next()[: span.stop - span.start]
+                place = flat_bytes(staged)
+                yield place
+                ring.begin(self._flat[span.start : span.stop], staged)
+                self._came(place, span)
 
     def _came(self, place: memoryview, span: Span) -> None:
         if self._digest is not None:

@@ -76,11 +76,14 @@ class Body:
         self._taken += len(taken)
         return taken
 
-    async def pour(self, places: Iterator[memoryview], length: int, *, run: Elsewhere, what: str) -> None:
+    async def pour(
+        self, places: Iterator[memoryview], length: int, *, run: Elsewhere, what: str, waits: bool = False
+    ) -> None:
         """Fill ``places``, together ``length`` bytes long, to the body's end.
 
         Args:
           run: where large ``places`` do what they do in between.
+          waits: what they do may wait for somebody else, however small they are.
 
         Raises: MalformedSafetensors when the body ends before them or behind.
         """
@@ -89,11 +92,11 @@ class Body:
             await shortcut.receive(self._piece, places)
             return
         start = self._taken
-        place = next(places, None)
+        place = await run(next, places, None) if waits else next(places, None)
         while place is not None:
             if not await self._fill(place):
                 raise _cut_short(what, self._taken - start, length)
-            place = await run(next, places, None) if length >= LARGE else next(places, None)
+            place = await run(next, places, None) if waits or length >= LARGE else next(places, None)
         await self.end()
 
     async def _fill(self, place: memoryview) -> bool:

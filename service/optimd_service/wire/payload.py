@@ -39,6 +39,11 @@ class Payload:
     def nbytes(self) -> int:
         return self.dtype.itemsize * sum(map(len, self.stretches))
 
+    @property
+    def waits(self) -> bool:
+        """Whether its pieces may have to be waited for, however small it is."""
+        return not all(stretch.is_cpu for stretch in self.stretches)
+
     def pieces(self) -> Iterator[memoryview]:
         """The bytes; those of a piece may change when the next is asked for."""
         for stretch in self.stretches:
@@ -76,6 +81,11 @@ class Trailed:
     @property
     def nbytes(self) -> int:
         return self.tensors.nbytes + self.width
+
+    @property
+    def waits(self) -> bool:
+        """As that of the tensors."""
+        return self.tensors.waits
 
     def pieces(self) -> Iterator[memoryview]:
         """As those of the tensors."""

@@ -209,7 +209,7 @@ async def receive_tensors(
         return SafetensorsBody(header, metadata, landing, payload)
     digest = xxhash.xxh3_128(header) if digested else None
     places = Arrival(flat, landing.runs, digest, watch).places()
-    await body.pour(places, landing.payload_bytes, run=run, what="the payload")
+    await body.pour(places, landing.payload_bytes, run=run, what="the payload", waits=not flat.is_cpu)
     return SafetensorsBody(header, metadata, landing, None, digest)
 
 

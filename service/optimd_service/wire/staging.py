@@ -25,7 +25,11 @@ class Copies(Protocol):
         """Memory of the host, shape [length], that is copied from and to beside other work."""
 
     def begin(self, to: torch.Tensor, source: torch.Tensor) -> Wait:
-        """Begin to copy ``source`` into ``to``, of the same shape; neither may be written until the copy has ended."""
+        """Begin to copy ``source`` into ``to``, of the same shape.
+
+        The host's may not be touched until the copy has ended. Whatever else is asked of the device sees what was begun
+        to be copied there.
+        """
 
 
 class StreamCopies:
@@ -53,14 +57,14 @@ class StreamCopies:
             to.copy_(source, non_blocking=True)
             ended = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch's own
             ended.record(self._stream)
-        if not self._outward:  # also where nobody waits any more, since the body has broken off
+        if not self._outward:  # what is asked of the device from now on sees the copy, if nobody waits for it either
             torch.cuda.default_stream(self._device).wait_event(ended)
         return ended.synchronize
 
 
 @cache
 def _stream(device: torch.device, outward: bool) -> torch.cuda.Stream:  # noqa: ARG001  one for each direction
-    # One for all bodies: what is left of one that broke off is written before the next one.
+    # One for all bodies: what is left of one that has broken off is written before the next one.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
 
@@ -83,11 +87,6 @@ class Ring:
         self._under_way.append(self._copies.begin(to, source))
         return self._under_way[-1]
 
-    def end(self) -> None:
-        """Wait for all copies."""
-        while self._under_way:
-            self._under_way.popleft()()
-
 
 def fetched(
     stretch: torch.Tensor, dtype: torch.dtype, ready: Callable[[int], None] | None = None
@@ -101,19 +100,16 @@ def fetched(
     """
     ring = Ring(StreamCopies(stretch.device, outward=True), len(stretch), dtype)
     ahead: deque[tuple[torch.Tensor, Wait]] = deque()
-    try:
-        for start in range(0, len(stretch), STAGED):
-            part = stretch[start : start + STAGED]
-            if ready is not None:
-                ready(start + len(part))
-            piece = ring.next()[: len(part)]
-            ahead.append((piece, ring.begin(piece, part)))
-            if len(ahead) > 1:
-                yield _ended(*ahead.popleft())
-        for copied in ahead:
-            yield _ended(*copied)
-    finally:
-        ring.end()
+    for start in range(0, len(stretch), STAGED):
+        part = stretch[start : start + STAGED]
+        if ready is not None:
+            ready(start + len(part))
+        piece = ring.next()[: len(part)]
+        ahead.append((piece, ring.begin(piece, part)))
+        if len(ahead) > 1:
+            yield _ended(*ahead.popleft())
+    for copied in ahead:
+        yield _ended(*copied)
 
 
 def _ended(piece: torch.Tensor, wait: Wait) -> torch.Tensor:

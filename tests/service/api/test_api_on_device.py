@@ -178,6 +178,13 @@ def test_rows_are_refused(gpu: httpx.Client, on_gpu: Subject) -> None:
     assert_equal(subject.pull(), WEIGHTS)
 
 
+def test_its_bytes_are_told_before_it_is_created(gpu: httpx.Client, http: httpx.Client) -> None:
+    body = {"optimizer": {"name": "adamw"}, "params": lists(WEIGHTS), "storage": ON_CUDA}
+    held = gpu.post("/v1/sessions", json=body).json()["bytes"]
+    for client in (gpu, http):  # also by a server that has no such device
+        assert client.post("/v1/cost", json=body).json()["bytes"] == held
+
+
 def test_a_session_that_the_device_has_no_room_for_is_refused(gpu: httpx.Client) -> None:
     body = {"optimizer": {"name": "adamw"}, "tensors": [{"name": "w", "shape": [2**36]}], "storage": ON_CUDA}
     reply = gpu.post("/v1/sessions", json=body)

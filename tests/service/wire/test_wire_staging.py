@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from optimd_service.wire.arrival import Arrival
 from optimd_service.wire.flat import flat_bytes
 from optimd_service.wire.payload import Payload
 from optimd_service.wire.runs import Run
+from optimd_service.wire.staging import StreamCopies
+from posing_device import Stream
 
 STAGED = 8
 # None, less than a buffer, a buffer to the byte, one more, as many as there are, and rounds of them.
@@ -21,9 +24,18 @@ LENGTHS = [0, 1, 7, 8, 9, 24, 25, 100]
 WIRE = [torch.float32, torch.bfloat16, torch.float64]
 
 
-@pytest.fixture(autouse=True)
-def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["late", "early"])
+def small_buffers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And copies of what poses as a device: as late as they may be done, or at once."""
     monkeypatch.setattr(staging, "STAGED", STAGED)
+    if request.param == "early":
+        monkeypatch.setattr(Stream, "begin", at_once)
+
+
+def at_once(_: Stream, to: torch.Tensor, source: torch.Tensor) -> Callable[[], None]:
+    with torch._C.DisableTorchFunctionSubclass():
+        to.copy_(source)
+    return lambda: None
 
 
 def numbers(length: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -58,13 +70,15 @@ def test_runs_of_several_dtypes_arrive_each_where_it_belongs(device: Any) -> Non
     assert sum(stop - start for start, stop in seen) == 60
 
 
-def test_a_body_that_breaks_off_leaves_nothing_to_be_written_later(device: Any) -> None:
+def test_what_is_left_of_a_body_that_breaks_off_does_not_come_after_the_next(device: Any) -> None:
     flat = device.put(torch.zeros(100))
-    places = Arrival(flat, [Run(0, 100, torch.float32)], None, None).places()
+    run = Run(0, 100, torch.float32)
+    places = Arrival(flat, [run], None, None).places()
     for _ in range(3):
         next(places)[:] = bytes(flat_bytes(torch.ones(STAGED)))
     places.close()
-    assert flat.tolist() == [1.0] * 2 * STAGED + [0.0] * (100 - 2 * STAGED)
+    receive(Arrival(flat, [run], None, None), bytes(flat_bytes(numbers(100))))
+    assert torch.equal(flat.to("cpu"), numbers(100))
 
 
 @pytest.mark.parametrize("wire", WIRE, ids=str)
@@ -103,3 +117,55 @@ def test_a_piece_stays_as_it_is_until_the_next_is_asked_for(device: Any) -> None
 def test_memory_that_only_a_device_sees_is_never_taken_for_the_hosts(device: Any) -> None:
     with pytest.raises(TypeError):
         flat_bytes(device.put(torch.ones(3)))
+
+
+class FakeStream:
+    """Writes down what is asked of it."""
+
+    def __init__(self, name: str, log: list[tuple[str, ...]]) -> None:
+        self.name, self.log = name, log
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.log.append((self.name, "waits for", other.name))
+
+    def wait_event(self, event: FakeEvent) -> None:
+        assert event.recorded
+        self.log.append((self.name, "waits for", "the copy"))
+
+    def __enter__(self) -> None:
+        self.log.append((self.name, "is given"))
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append((self.name, "has all"))
+
+
+class FakeEvent:
+    recorded = False
+
+    def __init__(self, *, blocking: bool) -> None:
+        assert blocking
+
+    def record(self, stream: FakeStream) -> None:
+        self.recorded = True
+        stream.log.append((stream.name, "copies"))
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+
+@pytest.mark.parametrize("outward", [False, True])
+def test_copies_go_over_a_stream_of_their_own_in_order_with_the_devices_work(
+    monkeypatch: pytest.MonkeyPatch, outward: bool
+) -> None:
+    log = list[tuple[str, ...]]()
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: FakeStream("default", log))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(staging, "_stream", lambda _, outward: FakeStream("out" if outward else "in", log))
+    to, source = torch.zeros(3), torch.ones(3)
+    copies = StreamCopies(torch.device("cuda:0"), outward=outward)
+    copies.begin(to, source)()
+    assert torch.equal(to, source)
+    own = "out" if outward else "in"
+    order = [(own, "waits for", "default"), (own, "is given"), (own, "copies"), (own, "has all")]
+    assert log == order + ([] if outward else [("default", "waits for", "the copy")])
