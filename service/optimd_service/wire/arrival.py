@@ -54,9 +54,9 @@ class Arrival:
             self._came(place, span)
 
     def _converted(self, run: Run) -> Iterator[memoryview]:
-        staging = torch.empty(min(STAGED, run.stop - run.start), dtype=run.dtype)
+        buffer = torch.empty(min(STAGED, run.stop - run.start), dtype=run.dtype)
         for span in run.cut(STAGED):
-            staged = staging[: span.stop - span.start]
+            staged = buffer[: span.stop - span.start]
             place = flat_bytes(staged)
             yield place
             self._flat[span.start : span.stop].copy_(staged)

@@ -42,7 +42,7 @@ class Payload:
     @property
     def waits(self) -> bool:
         """Whether its pieces may have to be waited for, however small it is."""
-        return not all(stretch.is_cpu for stretch in self.stretches)
+        return self.ready is not None or not all(stretch.is_cpu for stretch in self.stretches)
 
     def pieces(self) -> Iterator[memoryview]:
         """The bytes; those of a piece may change when the next is asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,25 @@ async def test_what_a_transport_may_still_hold_does_not_change_with_the_weights(
     assert len(body) == transport.length == 4 + length * dtype.itemsize
     sent = torch.frombuffer(bytearray(body[4:] or bytes(4)), dtype=dtype)[:length]
     assert torch.equal(sent, torch.full((length,), 1.5, dtype=dtype))
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+async def test_weights_that_are_still_being_written_are_not_waited_for_on_the_event_loop(length: int) -> None:
+    waited_in = []
+
+    async def elsewhere(function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.to_thread(function, *args)
+
+    payload = Payload([torch.zeros(length)], ready=lambda _: waited_in.append(threading.current_thread()))
+    response = EncodedResponse(
+        Encoded(b"head", payload),
+        media_type="application/octet-stream",
+        headers={},
+        sending=Sending(elsewhere, None, 5),
+    )
+    await response({"type": "http"}, None, Transport().send)  # type: ignore[arg-type]
+    assert waited_in
+    assert threading.current_thread() not in waited_in
 
 
 async def test_weights_are_released_when_nobody_reads_them() -> None:

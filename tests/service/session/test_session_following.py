@@ -25,10 +25,18 @@ async def test_weights_are_ready_up_to_the_first_part_that_is_missing() -> None:
     following.wrote(params[:4])
     following.ready(4)
     following.wrote(params[6:])
-    thread = later(following.wrote, params[4:6])
-    following.ready(5)  # waits for the part in the middle
+    order = []
+
+    def write() -> None:
+        order.append("written")
+        following.wrote(params[4:6])
+
+    thread = later(write)
+    following.ready(5)
+    order.append("ready")
     following.ready(10)
     thread.join()
+    assert order == ["written", "ready"]
 
 
 async def test_what_no_update_writes_is_ready_when_the_step_has_ended() -> None:
