@@ -87,13 +87,12 @@ class Direct:
 
     @asynccontextmanager
     async def sending(self, length: int) -> AsyncIterator[socket.socket]:
-        """Lend the socket for ``length`` bytes of the reply's body, once all that was written before is on its way.
+        """Lend the socket for ``length`` bytes of the reply's body; all that was written before must be ``flushed``.
 
         After an error inside, the connection ends there.
 
         Raises: Disconnected.
         """
-        await self._flushed()
         try:
             with self._lent() as lent:
                 yield lent
@@ -107,7 +106,8 @@ class Direct:
         self._cycle.disconnected = True
         self._protocol.transport.abort()
 
-    async def _flushed(self) -> None:
+    async def flushed(self) -> None:
+        """Wait until all that was written is on its way. Raises: Disconnected."""
         transport, pause_s = self._protocol.transport, 0.0
         while transport.get_write_buffer_size():
             if transport.is_closing():

@@ -58,6 +58,12 @@ class Transfer:
 
     async def send(self, pieces: Iterator[memoryview], length: int) -> None:
         """Send ``pieces``, together ``length`` bytes. Raises: Disconnected, and whatever ``pieces`` raise."""
+        try:
+            async with asyncio.timeout(self.idle_timeout_s):
+                await self.direct.flushed()
+        except TimeoutError:  # the client does not read what came before
+            self.direct.abandon()
+            raise Disconnected from None
         async with self.direct.sending(length) as lent:
             lent.settimeout(self.idle_timeout_s)
             try:
