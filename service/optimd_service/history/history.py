@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from optimd_service.history import queries
 from optimd_service.history.engine import open_engine
 from optimd_service.history.recorder import HistoryHealth, Recorder
 from optimd_service.history.thread import LoopThread
-from optimd_service.history.writes import Changed, Created, Deleted, Writer
+from optimd_service.history.writes import Changed, Created, Deleted, Superseded, Writer
 from optimd_service.types import EventRow, SessionRow, StepRow
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class History:
     What reads sees every row recorded before it.
 
     Args:
-      database_url: SQLAlchemy's, with an asynchronous driver; the schema must be current (see `upgrade`).
+      database_url: as `open_engine` reads it; the schema must be current (see `upgrade`).
       server_id: who holds these sessions' weights; stays the same when the server is started again.
       flush_interval_s: how long a row waits for others to be written with it.
       batch_rows: most rows of one transaction.
@@ -47,7 +48,7 @@ class History:
         database_url: str,
         *,
         server_id: str,
-        flush_interval_s: float = 0.05,
+        flush_interval_s: float = 0.2,
         batch_rows: int = 1000,
         max_pending: int = 1_000_000,
     ) -> None:
@@ -58,14 +59,14 @@ class History:
         )
         self._thread = LoopThread("optimd-history")
 
-    async def start(self) -> None:
-        """Open the database, and mark the sessions that an earlier run of this server held as lost.
+    async def start(self, kept: Collection[str] = ()) -> None:
+        """Open the database, and mark the sessions that an earlier run of this server held as lost, but for ``kept``.
 
         Raises: HistoryUnavailable.
         """
         self._thread.start()
         try:
-            await self._answer(self._open)
+            await self._answer(partial(self._open, kept))
         except BaseException:
             await self._thread.run(self._engine.dispose)
             await self._thread.stop()
@@ -92,6 +93,23 @@ class History:
     def event(self, row: EventRow) -> None:
         self._recorder.offer(row)
 
+    def supersede(self, session_id: str, step: int, until: datetime | None = None) -> None:
+        """Say that a session went back to ``step``; rows behind it go out of sight, whatever was recorded there.
+
+        Args:
+          until: when it did; what was committed later counts. Without it, all that was recorded until now, whenever
+            its clock says that it was committed.
+        """
+        self._recorder.put(Superseded(session_id, step, until))
+
+    def recorded(self) -> int:
+        """How many rows have been recorded so far, by whomever."""
+        return self._recorder.queued()
+
+    def is_written(self, count: int) -> bool:
+        """Whether the first ``count`` of the rows recorded are in the database, or will never be."""
+        return self._recorder.done >= count
+
     def health(self) -> HistoryHealth:
         return self._recorder.health()
 
@@ -113,6 +131,10 @@ class History:
     async def steps(self, session_id: str, *, after: int, limit: int) -> list[StepRow]:
         """Steps greater than ``after``, ascending."""
         return await self._read(partial(queries.steps, session_id=session_id, after=after, limit=limit))
+
+    async def superseded_steps(self, session_id: str, *, after: int, limit: int) -> list[tuple[int, StepRow]]:
+        """Steps that the session no longer stands on, numbered as they went out of sight, beyond ``after``."""
+        return await self._read(partial(queries.superseded_steps, session_id=session_id, after=after, limit=limit))
 
     async def one_step(self, session_id: str, step: int) -> StepRow | None:
         return await self._read(partial(queries.one_step, session_id=session_id, step=step))
@@ -137,16 +159,23 @@ class History:
         """Await ``question()`` on the history's thread, for at most ANSWER_TIMEOUT_S."""
 
         async def in_time() -> T:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await question()
+            # Not asyncio.timeout: to cancel a query of a database that hangs takes a driver another two seconds.
+            asked = asyncio.ensure_future(question())
+            try:
+                await asyncio.wait({asked}, timeout=ANSWER_TIMEOUT_S)
+                if not asked.done():
+                    raise TimeoutError
+                return asked.result()
+            finally:
+                asked.cancel()
 
         try:
             return await self._thread.run(in_time)
         except (SQLAlchemyError, OSError) as error:  # a TimeoutError is an OSError
             raise HistoryUnavailable("The history database does not answer. Try again in a moment.") from error
 
-    async def _open(self) -> None:
-        await self._writer.mark_lost()
+    async def _open(self, kept: Collection[str]) -> None:
+        await self._writer.mark_lost(kept)
         self._writing = asyncio.create_task(self._recorder.run())
 
     async def _close(self) -> None:

@@ -62,13 +62,9 @@ class SessionRecord(Base):
     __table_args__ = (Index(None, "status", "id"),)
 
 
-class StepRecord(Base):
+class StepColumns:
     """A committed step: its receipt, and what the push said of itself."""
 
-    __tablename__ = "steps"
-
-    session_id: Mapped[str] = mapped_column(ForeignKey(SessionRecord.id, ondelete="CASCADE"), primary_key=True)
-    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     base_step: Mapped[int]
     outcome: Mapped[Outcome] = mapped_column(String(32))
     lr: Mapped[float]
@@ -85,6 +81,29 @@ class StepRecord(Base):
     committed_at: Mapped[datetime]
 
 
+class StepRecord(StepColumns, Base):
+    """A step of where its session stands now."""
+
+    __tablename__ = "steps"
+
+    session_id: Mapped[str] = mapped_column(ForeignKey(SessionRecord.id, ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+class SupersededStepRecord(StepColumns, Base):
+    """A step that its session no longer stands on: it was rolled back, or did not outlive a crash."""
+
+    __tablename__ = "superseded_steps"
+
+    # SQLite numbers rows by itself only where the primary key is called INTEGER.
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey(SessionRecord.id, ondelete="CASCADE"))
+    step: Mapped[int]
+
+    # The moment tells steps of one number apart, and lets one that is moved again stay one.
+    __table_args__ = (Index(None, "session_id", "step", "committed_at", unique=True),)
+
+
 class EventRecord(Base):
     """Something that happened to a session between steps."""
 
@@ -98,4 +117,7 @@ class EventRecord(Base):
     detail: Mapped[Mapping[str, Any]]
     at: Mapped[datetime]
 
-    __table_args__ = (Index(None, "session_id", "id"),)
+    __table_args__ = (
+        Index(None, "session_id", "id"),
+        Index(None, "session_id", "step", "kind", "at", unique=True),  # so that one written again stays one
+    )

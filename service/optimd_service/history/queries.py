@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from optimd_service.history.models import EventRecord, SessionRecord, StepRecord
+from optimd_service.history.models import EventRecord, SessionRecord, StepRecord, SupersededStepRecord
 from optimd_service.types import EventRow, Receipt, SessionRow, StepRow
 
 
@@ -31,6 +31,14 @@ async def sessions(
 async def steps(connection: AsyncConnection, session_id: str, *, after: int, limit: int) -> list[StepRow]:
     query = _STEPS.where(StepRecord.session_id == session_id, StepRecord.step > after)
     return [_step(row) for row in await connection.execute(query.order_by(StepRecord.step).limit(limit))]
+
+
+async def superseded_steps(
+    connection: AsyncConnection, session_id: str, *, after: int, limit: int
+) -> list[tuple[int, StepRow]]:
+    query = _SUPERSEDED.where(SupersededStepRecord.session_id == session_id, SupersededStepRecord.id > after)
+    rows = await connection.execute(query.order_by(SupersededStepRecord.id).limit(limit))
+    return [(row.id, _step(row)) for row in rows]
 
 
 async def one_step(connection: AsyncConnection, session_id: str, step: int) -> StepRow | None:
@@ -57,6 +65,14 @@ NEWEST_STEP = func.coalesce(
 
 _SESSIONS: Select[Any] = select(SessionRecord.__table__)
 _STEPS: Select[Any] = select(StepRecord.__table__)
+# A session may have gone back to a step that it had left.
+_SUPERSEDED: Select[Any] = select(SupersededStepRecord.__table__).where(
+    ~exists().where(
+        StepRecord.session_id == SupersededStepRecord.session_id,
+        StepRecord.step == SupersededStepRecord.step,
+        StepRecord.committed_at == SupersededStepRecord.committed_at,
+    )
+)
 _EVENTS: Select[Any] = select(EventRecord.__table__)
 
 

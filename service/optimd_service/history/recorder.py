@@ -80,6 +80,15 @@ class Recorder:
         if self._asleep:
             self._wake()
 
+    def queued(self) -> int:
+        """How many rows were put here since the start; a few more while rows are taken."""
+        return self._taken + len(self._queue)
+
+    @property
+    def done(self) -> int:
+        """How many of them are written or dropped, in order."""
+        return self._done
+
     def health(self) -> HistoryHealth:
         done = self._done
         return HistoryHealth(len(self._queue) + self._taken - done, self._dropped, self._failing)
@@ -94,7 +103,7 @@ class Recorder:
 
     async def written(self) -> None:
         """Wait until every row queued before the call is written or dropped, without the usual gathering."""
-        target = self._taken + len(self._queue)
+        target = self.queued()
         if self._done < target:
             self._hurry.set()
         async with self._progress:
@@ -178,7 +187,8 @@ class Recorder:
 
     def _failed(self, error: Exception) -> None:
         if not self._failing:
-            logger.error("history cannot be written; rows wait: %s", getattr(error, "orig", error))
+            reason = str(getattr(error, "orig", error)) or "the database does not answer"
+            logger.error("history cannot be written; rows wait: %s", reason)
         self._failing = True
 
     def _recovered(self) -> None:

@@ -8,23 +8,26 @@ from typing import Any
 import pytest
 from history_rows import Opened
 
-from optimd_service.history import History, upgrade
+import history_database
+from optimd_service.history import History
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
+    """The path of a migrated database, or that one belongs to (see history_database)."""
     path = tmp_path / "history.db"
-    upgrade(f"sqlite+aiosqlite:///{path}")
+    history_database.migrated_url(path)
     return path
 
 
 @pytest.fixture
 def opened(database: Path) -> Opened:
     """Opens a history on the test's database; may be called again, as a server is started again."""
+    url = history_database.migrated_url(database)
 
     @asynccontextmanager
     async def open_history(server_id: str = "here", **settings: Any) -> AsyncIterator[History]:
-        history = History(f"sqlite+aiosqlite:///{database}", server_id=server_id, **settings)
+        history = History(url, server_id=server_id, **settings)
         await history.start()
         try:
             yield history

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sqlite3
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from history_rows import NOON, Opened, event_row, session_row, step_row
 
+from history_database import ask
 from optimd_service.history import History
 
 ALL = {"after": 0, "limit": 10_000}
@@ -30,6 +30,12 @@ async def test_a_step_is_read_as_it_was_recorded(history: History) -> None:
     assert await history.steps("a", **ALL) == [full, bare]
     assert await history.one_step("a", 1) == full
     assert await history.one_step("a", 2) is None
+
+
+async def test_a_long_description_is_read_as_it_was_recorded(history: History) -> None:
+    row = session_row("a", spec={"tensors": [{"name": f"layers.{i}.weight", "shape": [i, 10]} for i in range(100_000)]})
+    history.session_created(row)
+    assert await history.session("a") == row
 
 
 async def test_times_are_given_back_aware_and_in_utc(history: History) -> None:
@@ -99,9 +105,8 @@ async def test_deleting_a_session_takes_its_own_rows_alone(history: History, dat
         history.event(event_row(session, "created"))
     await history.delete_session("a")
     assert await history.session("a") is None
-    with sqlite3.connect(database) as connection:
-        assert connection.execute("SELECT session_id FROM steps").fetchall() == [("b",)]
-        assert connection.execute("SELECT session_id FROM events").fetchall() == [("b",)]
+    assert ask(database, "SELECT session_id FROM steps") == ["b"]
+    assert ask(database, "SELECT session_id FROM events") == ["b"]
 
 
 async def test_a_step_recorded_after_its_session_was_deleted_stays_away(history: History) -> None:
