@@ -7,17 +7,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 
 from optimd_service.errors import InsufficientMemory, StateDamaged
 from optimd_service.store import accelerator
-from optimd_service.store.contract import Remembered, Working
-from optimd_service.types import Buffers, BufferSize, Layout, Version
+from optimd_service.store.contract import Entry, Record, Remembered, Working
+from optimd_service.store.disk import aligned
+from optimd_service.types import Buffers, BufferSize, Durability, Layout, Version
 
 REMEMBERED_KEYS = 10_000
+# From here on a buffer begins at a page, so that a disk takes it from where it lies.
+ALIGNED_BYTES = 2**20
 
 
 class Memory(Protocol):
@@ -64,7 +67,7 @@ class Budget:
         self.take(needed)
         try:
             yield
-        except RuntimeError:  # torch's allocator: the machine has less than the budget allows
+        except (RuntimeError, OSError):  # torch's allocator, or the system's: there is less than the budget allows
             self.give_back(needed)
             raise InsufficientMemory(
                 f"This needs {needed} bytes, which the machine does not have; lower OPTIMD_MEMORY_LIMIT_BYTES.",
@@ -73,7 +76,9 @@ class Budget:
             ) from None
 
     def zeros(self, size: BufferSize) -> torch.Tensor:
-        return torch.zeros(size.numel, dtype=size.dtype)
+        if size.nbytes < ALIGNED_BYTES:
+            return torch.zeros(size.numel, dtype=size.dtype)
+        return torch.frombuffer(aligned(size.nbytes), dtype=size.dtype)
 
 
 @dataclass(eq=False)
@@ -130,6 +135,16 @@ class DeviceState:
     def durable_step(self) -> int:
         return 0  # nothing here outlives the process
 
+    def durable_with(self, step: int) -> int:  # noqa: ARG002  the contract's
+        return self.durable_step
+
+    @property
+    def records(self) -> bool:
+        return False
+
+    def enter(self, nbytes: int) -> Entry | None:  # noqa: ARG002  the contract's
+        return None
+
     @property
     def held_bytes(self) -> int:
         """Weights, gradient buffer and state; a copy made for slow readers is not counted."""
@@ -154,8 +169,35 @@ class DeviceState:
         self._check()
         return Working(self._weights.flat, self._state, self._updates, self._started, self._numbers)
 
+    @property
+    def remembered(self) -> Mapping[str, Remembered]:
+        """By key, the oldest first; to be read only."""
+        return self._keys
+
+    @property
+    def damaged(self) -> bool:
+        """Whether an update failed half-way, and nothing was put in the place of what it left."""
+        return self._damaged
+
+    def renew(self, buffers: Buffers) -> Working:
+        """Hand out the buffers to be written anew: these, and no others. What they hold means nothing.
+
+        Raises: InsufficientMemory.
+        """
+        working = self._begin(buffers)
+        self._damaged = False
+        return Working(working.params, {name: working.state[name] for name in buffers}, 0, set(), {})
+
+    def adopt(self, working: Working, version: Version, remembered: Mapping[str, Remembered]) -> None:
+        """Publish what ``renew`` handed out, and remember these receipts alone."""
+        self._keys.clear()
+        self.commit(working, version, remembered)
+
     def begin(self, buffers: Buffers) -> Working:
         self._check()
+        return self._begin(buffers)
+
+    def _begin(self, buffers: Buffers) -> Working:
         state = dict(self._state)
         for name, size in buffers.items():
             if name not in state or not _is_of(state[name], size):
@@ -188,7 +230,13 @@ class DeviceState:
         copy = torch.empty_like(current.flat) if copy is None else copy
         return copy.copy_(current.flat)
 
-    def commit(self, working: Working, version: Version, remember: Mapping[str, Remembered]) -> None:
+    def commit(
+        self,
+        working: Working,
+        version: Version,
+        remember: Mapping[str, Remembered],
+        record: Record | None = None,  # noqa: ARG002  nothing is kept here
+    ) -> None:
         with self._lock:
             if working.params is self._weights.flat:
                 self._weights.version = version
@@ -197,9 +245,6 @@ class DeviceState:
             self._give_back(self._state, beyond=working.state)
             self._state, self._updates, self._started = working.state, working.updates, working.started
             self._numbers = working.numbers
-        self.remember(remember)
-
-    def remember(self, remember: Mapping[str, Remembered]) -> None:
         self._keys.update(remember)
         while len(self._keys) > REMEMBERED_KEYS:
             self._keys.popitem(last=False)
@@ -219,6 +264,11 @@ def _is_of(buffer: torch.Tensor, size: BufferSize) -> bool:
     return (buffer.numel(), buffer.dtype) == (size.numel, size.dtype)
 
 
+def _moved(flat: torch.Tensor, memory: Memory, device: str) -> torch.Tensor:
+    """A buffer of the host's, in the memory of a device."""
+    return flat if device == "cpu" else memory.zeros(BufferSize(flat.numel(), flat.dtype)).copy_(flat)
+
+
 class DeviceStore:
     """Sessions in host memory, within one budget, and in the memory of devices, as far as that goes.
 
@@ -231,7 +281,13 @@ class DeviceStore:
         self._states: dict[str, DeviceState] = {}
 
     def create(
-        self, session_id: str, layout: Layout, buffers: Buffers, grads: BufferSize, device: str = "cpu"
+        self,
+        session_id: str,
+        layout: Layout,
+        buffers: Buffers,
+        grads: BufferSize,
+        device: str = "cpu",
+        durability: Durability = "memory",  # noqa: ARG002  nothing here outlives the process
     ) -> DeviceState:
         memory: Memory = self._budget if device == "cpu" else accelerator.find(device)
         weights = BufferSize(layout.numel, layout.dtype)
@@ -245,6 +301,35 @@ class DeviceStore:
             )
         self._states[session_id] = state
         return state
+
+    def adopt(
+        self,
+        session_id: str,
+        layout: Layout,
+        grads: BufferSize,
+        device: str,
+        working: Working,
+        version: Version,
+        remembered: Mapping[str, Remembered],
+    ) -> DeviceState:
+        """Take in a session whose buffers, in the host's memory, nobody else will use.
+
+        Raises: InsufficientMemory; InvalidField for a device that is not there.
+        """
+        memory: Memory = self._budget if device == "cpu" else accelerator.find(device)
+        held = grads.nbytes + working.params.nbytes + sum(flat.nbytes for flat in working.state.values())
+        with memory.holding(held):
+            state = {name: _moved(flat, memory, device) for name, flat in working.state.items()}
+            weights = _Weights(_moved(working.params, memory, device), version)
+            taken = DeviceState(layout, memory, memory.zeros(grads), weights, state)
+        taken.adopt(replace(working, params=weights.flat, state=state), version, remembered)
+        self._states[session_id] = taken
+        return taken
+
+    @property
+    def spare(self) -> Budget:
+        """Where memory for a while is taken from."""
+        return self._budget
 
     def drop(self, session_id: str) -> None:
         state = self._states.pop(session_id, None)

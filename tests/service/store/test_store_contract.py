@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ import torch
 from optimd_service.errors import InsufficientMemory, StateDamaged
 from optimd_service.store.contract import Remembered, Store, StoredState
 from optimd_service.store.device import REMEMBERED_KEYS, DeviceStore
+from optimd_service.store.redis.server import RedisServer
+from optimd_service.store.redis.store import RedisStore
 from optimd_service.types import BufferSize, Layout, Receipt, TensorSpec, Version
 
 LAYOUT = Layout.arrange([TensorSpec("w", (2, 3)), TensorSpec("b", (2,))], ["default"], torch.float32)
@@ -21,11 +23,15 @@ BUFFER_BYTES = 8 * 4
 NewStore = Callable[[int], Store]
 
 
-@pytest.fixture(params=[DeviceStore], ids=["device"])
-def new_store(request: pytest.FixtureRequest) -> NewStore:
+@pytest.fixture(params=["device", "redis"])
+def new_store(request: pytest.FixtureRequest) -> Iterator[NewStore]:
     """Makes a store that may hold so many bytes."""
-    make: NewStore = request.param
-    return make
+    if request.param == "device":
+        yield DeviceStore
+        return
+    server = RedisServer(request.getfixturevalue("forgetful_redis").url)
+    yield lambda limit: RedisStore(server, DeviceStore(limit))
+    server.close()
 
 
 @pytest.fixture
@@ -178,7 +184,7 @@ def test_numbers_of_an_abandoned_update_are_forgotten(state: StoredState) -> Non
 def test_a_key_is_recalled_from_the_commit_that_brought_it(state: StoredState) -> None:
     assert state.recall("k") is None
     step(state, 1.0, k=remembered(1))
-    state.remember({"skipped": remembered(2)})
+    state.commit(state.begin({}), state.version, {"skipped": remembered(2)})
     assert state.recall("k") == remembered(1)
     assert state.recall("skipped") == remembered(2)
     assert state.version == Version(1, 0)
@@ -186,7 +192,7 @@ def test_a_key_is_recalled_from_the_commit_that_brought_it(state: StoredState) -
 
 def test_the_newest_keys_are_remembered_and_the_oldest_forgotten_first(state: StoredState) -> None:
     for i in range(REMEMBERED_KEYS + 3):
-        state.remember({str(i): remembered(i)})
+        state.commit(state.begin({}), state.version, {str(i): remembered(i)})
     assert [state.recall(str(i)) is None for i in range(4)] == [True, True, True, False]
     assert state.recall(str(REMEMBERED_KEYS + 2)) == remembered(REMEMBERED_KEYS + 2)
 
