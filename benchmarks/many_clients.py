@@ -1,6 +1,6 @@
 """Small steps from 16 connections at once, push + AdamW + pull of 10,000 float32 parameters, by one server process.
 
-    python benchmarks/many_clients.py [--parameters N] [--connections N] [--seconds S] [--rounds N]
+    python benchmarks/many_clients.py [--durability step] [--parameters N] [--connections N] [--seconds S] [--rounds N]
 
 The load comes from wrk over TCP, each push with an Idempotency-Key of its own: all connections on one session, then
 each connection on a session of its own. After each round the steps on record are counted: every step that a session has
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=int, default=3, help="of each round")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--durability", choices=("memory", "step", "checkpoint"), default="memory")
     asked = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed: apt-get install wrk")
@@ -57,7 +58,8 @@ def main() -> None:
 
 def one_round(client: Client, asked: argparse.Namespace, number: int) -> Round:
     """Let wrk push to so many fresh sessions, and count what has become of it."""
-    sessions = [client.create_session("adamw", tensors={"w": [asked.parameters]}) for _ in range(number)]
+    described = {"tensors": {"w": [asked.parameters]}, "durability": asked.durability}
+    sessions = [client.create_session("adamw", **described) for _ in range(number)]
     said = load(client.url, asked, [session.id for session in sessions])
     steps = sum(session.refresh()["step"] for session in sessions)
     said |= {"taken": steps, "on_record": sum(on_record(session) for session in sessions)}

@@ -112,19 +112,19 @@ def session_step(url: str, params: list[torch.nn.Parameter], steps: int) -> None
 
     grads, out = arrays([param.grad for param in params if param.grad is not None]), arrays([*params])
     with Client(url) as client:
-        session = client.create_session("adamw", params=out)
+        session = client.create_session("adamw", params=out, durability="memory")
         for _ in range(steps):
             session.step(grads, out=out)
 
 
 def optimizer_step(url: str, params: list[torch.nn.Parameter], steps: int) -> None:
     """RemoteOptimizer, waiting for each step."""
-    _train(RemoteOptimizer(params, "adamw", url=url), params, steps)
+    _train(RemoteOptimizer(params, "adamw", url=url, durability="memory"), params, steps)
 
 
 def overlapped_step(url: str, params: list[torch.nn.Parameter], steps: int) -> None:
     """RemoteOptimizer, hiding the transport."""
-    _train(RemoteOptimizer(params, "adamw", url=url, overlap=True), params, steps)
+    _train(RemoteOptimizer(params, "adamw", url=url, overlap=True, durability="memory"), params, steps)
 
 
 def _train(optimizer: RemoteOptimizer, params: list[torch.nn.Parameter], steps: int) -> None:

@@ -26,16 +26,22 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def optimd_server(transport: Transport = "tcp") -> Iterator[Server]:
+def optimd_server(transport: Transport = "tcp", data: Path | None = None, **settings: str) -> Iterator[Server]:
     """Run `optimd-server` with its default settings, whatever the environment says.
+
+    Args:
+      data: a folder that outlives it; a temporary one without.
+      settings: others than the defaults: `REDIS_URL="…"` sets OPTIMD_REDIS_URL.
 
     Raises: RuntimeError, with what the server wrote, when it does not start.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTIMD_")}
+    environment |= {f"OPTIMD_{name}": value for name, value in settings.items()}
     with TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         place = ["--uds", str(folder / "socket")] if transport == "uds" else ["--port", "0"]
-        command = [str(Path(sys.executable).with_name("optimd-server")), "run", *place, "--data", str(folder / "data")]
+        place += ["--data", str(data or folder / "data")]
+        command = [str(Path(sys.executable).with_name("optimd-server")), "run", *place]
         log = folder / "log"
         with log.open("w") as lines:
             process = subprocess.Popen(command, env=environment, stdout=lines, stderr=subprocess.STDOUT)

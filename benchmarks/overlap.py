@@ -78,7 +78,9 @@ def main() -> None:
         trainings = {ALONE: Training(network(asked), None), LOCAL: local(asked)}
         for row, overlap in {WITHOUT: False, **OVERLAPS}.items():
             model = network(asked)
-            optimizer = RemoteOptimizer(model.named_parameters(), "adamw", url=server.url, overlap=overlap)
+            optimizer = RemoteOptimizer(
+                model.named_parameters(), "adamw", url=server.url, overlap=overlap, durability="memory"
+            )
             running.callback(optimizer.close)
             trainings[row] = Training(model, optimizer)
         inputs = torch.randn(asked.batch or enough(trainings, asked), asked.width)

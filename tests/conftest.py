@@ -4,13 +4,21 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+import history_database
 import reaching
+from postgresql_server import PostgresqlServer
 from server_process import ServerProcess
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--transport", choices=["tcp", "unix"], default="tcp", help="what servers of the tests listen on: %(choices)s"
+    )
+    parser.addoption(
+        "--database",
+        choices=["sqlite", "postgresql"],
+        default="sqlite",
+        help="where servers of the tests keep histories: %(choices)s; a server of the latter is started for it",
     )
     parser.addoption("--overlap", action="store_true", help="every RemoteOptimizer of the tests is made to overlap")
     parser.addoption(
@@ -24,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     reaching.transport = config.getoption("transport")
     reaching.device = config.getoption("device")
+    history_database.kind = config.getoption("database")
+
+
+def pytest_unconfigure() -> None:
+    history_database.at_the_end.close()
 
 
 @pytest.fixture
@@ -38,6 +51,21 @@ def on_host() -> None:
     """For tests of what sessions are only in the host's memory."""
     if reaching.device != "cpu":
         pytest.skip("about the host's memory")
+
+
+@pytest.fixture
+def on_sqlite() -> None:
+    """For tests of what only SQLite does."""
+    if history_database.kind != "sqlite":
+        pytest.skip("about SQLite itself")
+
+
+@pytest.fixture
+def postgresql() -> PostgresqlServer:
+    """For tests of what only PostgreSQL does, with the server that they may end and start."""
+    if history_database.kind != "postgresql":
+        pytest.skip("about PostgreSQL itself")
+    return history_database.postgresql()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import ClassVar, Self
 
+import history_database
 import reaching
 
 COMMAND = Path(sys.executable).with_name("optimd-server")
@@ -41,6 +42,8 @@ class ServerProcess:
         self._socket = data.with_suffix(".sock") if reaching.transport == "unix" else None
         place = ["--port", "0"] if self._socket is None else ["--uds", str(self._socket)]
         self._command = [*self._program(), "run", *place, "--data", str(data)]
+        if history_database.kind != "sqlite" and "DATABASE_URL" not in settings:
+            settings["DATABASE_URL"] = history_database.migrated_url(data / "history.sqlite3")
         self._environment = environment(**settings)
         self.url = ""
 

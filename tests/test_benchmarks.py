@@ -87,3 +87,19 @@ def test_small_steps_are_measured_with_and_without_large_ones(tmp_path: Path) ->
     told = figures(tmp_path)
     assert set(told["large"]) == set(told["small"]) - {"alone"}
     assert all(row["samples"] > 0 for row in (*told["large"].values(), *told["small"].values()))
+
+
+def test_a_run_with_a_checkpoint_is_measured_beside_one_without(tmp_path: Path) -> None:
+    run(tmp_path, "checkpoint.py", "--parameters", 1_000_000, "--rounds", 1, "--steps", 2, "--folder", tmp_path)
+    told = figures(tmp_path)
+    assert told["bytes"] > 3 * 4 * 1_000_000
+    assert [row["checkpoint_s"] > 0 for row in told["rows"].values()] == [False, True, True]
+    assert all(taken > 0 for taken in told["disk"].values())
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+def test_a_step_in_redis_is_measured_beside_its_parts(tmp_path: Path) -> None:
+    run(tmp_path, "redis_step.py", "--parameters", 1000, "--steps", 2)
+    told = figures(tmp_path)
+    assert set(told["median_s"]) == {"in Redis", "in device memory", "writing the state"}
+    assert told["apart_s"] == told["median_s"]["in device memory"] + told["median_s"]["writing the state"]

@@ -13,9 +13,10 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from optimd import errors
-from optimd._core import TRACKED, UNCHANGED
+from optimd._core import UNCHANGED
 from optimd._rows import RowGradient
 from optimd._safetensors import RawTensor
+from optimd._time_travel import TRACKED
 from optimd.async_session import AsyncSession
 from optimd.client import AsyncClient, Client
 from optimd.errors import ConnectionFailed, OptimdError, ProblemError, SessionNotFound, StaleStep, TimedOut

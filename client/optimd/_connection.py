@@ -5,22 +5,27 @@ http.client parses a reply's headers with the email package, which costs more th
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
+import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
+from ssl import SSLSocket
 from time import monotonic
 
 import numpy as np
 
 from optimd._exchange import Intake, Reply, Request
+from optimd._opening import share
+from optimd._reading import LINE_BYTES, Reader
 from optimd.errors import ConnectionFailed, MalformedReply
 
 # Below, head and body leave in one segment; above, in pieces of the sizes that measured fastest on loopback.
 _JOINED_BYTES = 64 * 2**10
 _SEND_BYTES = 2 * 2**20
 _RECEIVE_BYTES = 256 * 2**10
-_LINE_BYTES = 64 * 2**10
 _HEADER_LINES = 200
 _TRUSTED_IDLE_S = 1.0
 
@@ -38,16 +43,20 @@ class Connection:
 
     def __init__(self, opened: socket.socket) -> None:
         self._socket = opened
-        self._reader = self._socket.makefile("rb")
+        self._reader = Reader(opened)
+        self._patience_s = 0.0
         self._used_at = monotonic()
+        self._shares: bool | None = None
         self.is_reusable = True
 
     def exchange(self, head: bytes, request: Request, timeout_s: float) -> Reply:
         """Send one request and read its reply, bearing ``timeout_s`` of silence.
 
-        Raises: ClosedUnanswered, ConnectionFailed, MalformedReply; OSError from the socket.
+        Raises: ClosedUnanswered, ConnectionFailed, MalformedReply; OSError from the socket, of which TimeoutError and
+        BlockingIOError mean silence.
         """
-        self._socket.settimeout(timeout_s)
+        if timeout_s != self._patience_s:
+            self._be_patient(timeout_s)
         try:
             self._send(head, request)
         except (BrokenPipeError, ConnectionResetError):
@@ -65,9 +74,36 @@ class Connection:
             selector.register(self._socket, selectors.EVENT_READ)
             return not selector.select(timeout=0)
 
+    def share(self) -> bool:
+        """Prepare for a body of which another connection carries a part at the same time.
+
+        Returns: whether the bytes stay inside this machine, and go through TCP.
+
+        Inside one machine two streams with the buffers that TCP chooses for one drive each other's bytes out of the
+        cache between sender and receiver; with small ones each is copied twice where it is still near.
+        """
+        if self._shares is None:
+            self._shares = share(self._socket)
+        return self._shares
+
+    def abort(self) -> None:
+        """Break off an exchange that another thread is in."""
+        with suppress(OSError):  # the server may have ended it, or that thread
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        self._reader.close()
         self._socket.close()
+
+    def _be_patient(self, timeout_s: float) -> None:
+        """Bear so much silence in each call. The kernel keeps the time itself: Python asks it before every call."""
+        self._patience_s = timeout_s
+        if os.name != "posix" or isinstance(self._socket, SSLSocket):
+            self._socket.settimeout(timeout_s)
+            return
+        seconds, rest = divmod(max(1, int(timeout_s * 1e6)), 10**6)
+        self._socket.settimeout(None)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, rest))
 
     def _send(self, head: bytes, request: Request) -> None:
         if request.body_bytes <= _JOINED_BYTES:
@@ -111,7 +147,7 @@ class Connection:
 
     def _status_line(self) -> tuple[bytes, int]:
         try:
-            line = self._reader.readline(_LINE_BYTES)
+            line = self._reader.line()
         except ConnectionResetError as error:
             raise ClosedUnanswered("The server closed the connection without an answer.") from error
         if not line:
@@ -133,16 +169,14 @@ class Connection:
         raise MalformedReply(f"The reply has more than {_HEADER_LINES} headers.")
 
     def _line(self) -> str:
-        line = self._reader.readline(_LINE_BYTES)
+        line = self._reader.line()
         if not line.endswith(b"\n"):
-            raise self._cut() if len(line) < _LINE_BYTES else MalformedReply("A line of the reply is too long.")
+            raise self._cut() if len(line) < LINE_BYTES else MalformedReply("A line of the reply is too long.")
         return line.rstrip(b"\r\n").decode("latin-1")
 
     def _fill(self, place: memoryview) -> None:
-        for start in range(0, place.nbytes, _RECEIVE_BYTES):
-            piece = place[start : start + _RECEIVE_BYTES]
-            if self._reader.readinto(piece) != piece.nbytes:
-                raise self._cut()
+        if self._reader.fill(place) != place.nbytes:
+            raise self._cut()
 
     def _chunks(self) -> Iterator[bytes]:
         while size := _whole_number(self._line().partition(";")[0].strip(), base=16):

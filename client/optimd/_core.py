@@ -6,39 +6,39 @@ import enum
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from secrets import token_hex
 from typing import Any, Literal, SupportsFloat, TypeAlias, TypeVar
-from urllib.parse import quote
-from uuid import uuid4
 
 from numpy.typing import ArrayLike
 
+from optimd._cutting import cut_of_pull, cut_of_push
 from optimd._description import Fields, Tensors
 from optimd._documents import Page, json_text, query, read_json, read_page
-from optimd._exchange import JSON, SAFETENSORS, Body, Operation, Reply, Request
+from optimd._dtypes import DTYPES
+from optimd._exchange import JSON, SAFETENSORS, Body, Operation, Request
+from optimd._filling import is_flat
 from optimd._held import Held
 from optimd._narrowing import Narrowed, narrowed
 from optimd._retry import Retry, ask
 from optimd._rows import Gradients, as_entries
 from optimd._safetensors import Array, RawTensor, encode
 from optimd._sink import Arriving, Out, TensorSink, check_out
-from optimd.errors import MalformedReply, SessionNotFound
+from optimd._time_travel import IfMatch, TimeTravel
+from optimd.errors import MalformedReply, SessionNotFound, StaleStep
 from optimd.models import (
     Averaged,
     Event,
     ExchangeReport,
     Receipt,
+    RollbackReport,
     SessionInfo,
     StateDict,
     Step,
     StepResult,
+    WhatIfReport,
     WireDtype,
 )
-
-
-class Tracked(enum.Enum):
-    """Stands for the version that the session handle has seen last."""
-
-    TRACKED = "tracked"
 
 
 class Unchanged(enum.Enum):
@@ -47,9 +47,7 @@ class Unchanged(enum.Enum):
     UNCHANGED = "unchanged"
 
 
-TRACKED = Tracked.TRACKED
 UNCHANGED = Unchanged.UNCHANGED
-IfMatch: TypeAlias = str | Literal[Tracked.TRACKED] | None
 Switched: TypeAlias = Fields | Literal[Unchanged.UNCHANGED] | None
 Pull: TypeAlias = WireDtype | Literal["none"]
 
@@ -60,18 +58,17 @@ _LARGE = 2**18
 T = TypeVar("T")
 
 
-class SessionCore:
+class SessionCore(TimeTravel):
     """A session's description, the version seen last, and its calls."""
 
-    def __init__(self, info: SessionInfo, retry: Retry) -> None:
-        self.id = info["id"]
-        self.info = info
-        self.etag: str | None = info.get("etag")
-        self._retry = retry
-        self._path = session_path(self.id)
+    def __init__(self, info: SessionInfo, retry: Retry, *, cuts_bodies: bool = False) -> None:
+        super().__init__(info, retry)
+        self._may_cut = cuts_bodies
+        self._cuts_bodies = cuts_bodies and bool(info.get("segments"))
         tensors = info.get("tensors", [])
         self._shapes = {tensor["name"]: tuple(tensor["shape"]) for tensor in tensors}
-        self._is_large = sum(map(math.prod, self._shapes.values())) >= _LARGE
+        self._numel = sum(map(math.prod, self._shapes.values()))
+        self._is_large = self._numel >= _LARGE
         self._buffers = frozenset(tensor["name"] for tensor in tensors if tensor.get("role") == "buffer")
         self._held = Held(self._shapes)
 
@@ -90,18 +87,40 @@ class SessionCore:
         check_out(out, self._shapes)
         shown = self._show(out, pull)
         sink = TensorSink(out, arriving, shown)
-        headers = {"accept": SAFETENSORS, "content-type": SAFETENSORS, "idempotency-key": key or uuid4().hex}
+        headers = {"accept": SAFETENSORS, "content-type": SAFETENSORS, "idempotency-key": key or token_hex(16)}
         headers |= self._if_match(if_match)
         pull = pull or (self._whole if shown is None else None)
         complete = None if contribution is None else "true"
+        sent = self._as_sent(grads, send)
+        body = encode(sent, metadata)
+        pull_at = None if shown is not None or arriving is not None else self._cut_of_pull(pull, out)
+        # Weights in the reply come over one connection, on which the gradients are better off too.
+        may_cut = self._cuts_bodies and contribution is None and (pull == "none" or pull_at is not None)
+        cut_at = cut_of_push(sent, body) if may_cut else None
+        if cut_at is not None and pull_at is not None:
+            # The handle stands where it stood until the new weights are here.
+            push = Request("POST", self._steps(pull="none"), headers, body, sink, cut_at=cut_at)
+            reply = yield from ask(push, self._retry)
+            tensors = yield from self._pull(query(dtype=pull), out, pull_at, reply.headers["etag"])
+            return StepResult(receipt_in(sink.metadata), tensors)
         # Weights can leave while the step is being taken, if its receipt may follow them.
         last = "last" if self._is_large and pull != "none" else None
         target = self._steps(pull=pull, holds=shown, receipt=last, contribution=contribution, complete=complete)
-        body = encode(self._as_sent(grads, send), metadata)
-        yield from self._ask(Request("POST", target, headers, body, sink))
+        yield from self._ask(Request("POST", target, headers, body, sink, cut_at=cut_at))
         if shown is not None and out is not None:
             self._held.keep(sink.metadata.get("holds"), out)
         return StepResult(receipt_in(sink.metadata), sink.tensors)
+
+    def _pull(self, asked: str, out: Out | None, cut_at: int | None, etag: str) -> Operation[dict[str, Array]]:
+        """The weights of one version: in two halves if the session stands at ``etag``, else those that are there."""
+        target, sink, headers = f"{self._path}/params{asked}", TensorSink(out), {"accept": SAFETENSORS}
+        if cut_at is not None:
+            halves = Request("GET", target, headers | {"if-match": etag}, sink=sink, cut_at=cut_at)
+            with suppress(StaleStep):  # others have stepped meanwhile
+                yield from self._ask(halves)
+                return sink.tensors
+        yield from self._ask(Request("GET", target, headers, sink=sink))
+        return sink.tensors
 
     def contribute(
         self, grads: Gradients, contribution: str, send: WireDtype | None, if_match: IfMatch
@@ -118,10 +137,11 @@ class SessionCore:
     ) -> Operation[dict[str, Array]]:
         check_out(out, self._shapes)
         self._let_go(out)
-        sink = TensorSink(out)
-        target = f"{self._path}/params" + query(dtype=dtype or self._whole, names=names, weights=weights)
-        yield from self._ask(Request("GET", target, {"accept": SAFETENSORS}, sink=sink))
-        return sink.tensors
+        wanted = dtype or self._whole
+        all_of_them = names is None and weights is None and self.etag is not None
+        cut_at = self._cut_of_pull(wanted, out) if all_of_them else None
+        asked = query(dtype=wanted, names=names, weights=weights)
+        return (yield from self._pull(asked, out, cut_at, f'"{self.etag}"'))
 
     def wait(
         self, timeout_s: float, names: Sequence[str] | None, dtype: WireDtype | None, out: Out | None
@@ -182,6 +202,19 @@ class SessionCore:
         self.info = read_json((yield from self._ask(Request("GET", self._path, {"accept": JSON}))))
         return self.info
 
+    def rollback(self, moment: Fields, if_match: IfMatch) -> Operation[RollbackReport]:
+        self._held.drop()
+        report = yield from self._roll_back(moment, if_match)
+        yield from self.refresh()  # hyperparameters and schedule are those of then
+        return report
+
+    def fork(self, wanted: Fields) -> Operation[SessionCore]:
+        return SessionCore((yield from self._fork(wanted)), self._retry, cuts_bodies=self._may_cut)
+
+    def what_if(self, grads: Tensors, candidates: Sequence[Fields], send: WireDtype | None) -> Operation[WhatIfReport]:
+        metadata = {"candidates": bytes(json_text(list(candidates))).decode()}
+        return (yield from self._what_if(encode(self._as_sent(grads, send), metadata)))
+
     def history(self, after: Any, limit: int | None) -> Operation[Page[Step]]:
         target = f"{self._path}/steps" + query(after=after, limit=limit and min(limit, 10_000))
         page = read_page((yield from self._ask(Request("GET", target, {"accept": JSON}))), "steps")
@@ -203,12 +236,6 @@ class SessionCore:
             if problem.attempts == 1:
                 raise
 
-    def _ask(self, request: Request) -> Operation[Reply]:
-        reply = yield from ask(request, self._retry)
-        if "etag" in reply.headers:
-            self.etag = reply.headers["etag"].removeprefix("W/").strip('"')
-        return reply
-
     def _put(self, what: str, body: Body, if_match: IfMatch) -> Operation[dict[str, Any]]:
         condition = self._if_match(if_match)
         headers = {"accept": JSON, "content-type": SAFETENSORS} | condition
@@ -217,10 +244,6 @@ class SessionCore:
         reply: dict[str, Any] = read_json((yield from self._ask(request)))
         self.etag = reply["etag"]
         return reply
-
-    def _if_match(self, if_match: IfMatch) -> dict[str, str]:
-        etag = self.etag if if_match is TRACKED else if_match
-        return {} if etag is None else {"if-match": '"' + etag.strip('"') + '"'}
 
     def _steps(self, **parameters: Any) -> str:
         return f"{self._path}/steps{query(**parameters)}"
@@ -236,6 +259,13 @@ class SessionCore:
         """Take note that ``out`` may be written, perhaps the arrays that the server knows the content of."""
         if out is not None:
             self._held.drop()
+
+    def _cut_of_pull(self, dtype: Pull | None, out: Out | None) -> int | None:
+        """Where a reply with all weights is cut; None where it is to come whole."""
+        if not self._cuts_bodies or dtype == "none" or not all(map(is_flat, (out or {}).values())):
+            return None
+        wire = dtype or self._wire.get("params") or self.info["tensors"][0]["dtype"]
+        return cut_of_pull(self._shapes, self._numel * DTYPES[wire.upper()].itemsize)
 
     @property
     def _wire(self) -> Mapping[str, Any]:
@@ -255,10 +285,6 @@ class SessionCore:
     def _in_layout_order(self, tensors: Mapping[str, T]) -> dict[str, T]:
         """Layout order saves the server a copy; names it does not know follow, for it to refuse."""
         return {name: tensors[name] for name in self._shapes if name in tensors} | dict(tensors)
-
-
-def session_path(session_id: str) -> str:
-    return "/v1/sessions/" + quote(session_id, safe="")
 
 
 def pushed(grads: Gradients, buffers: Tensors | None) -> Gradients:

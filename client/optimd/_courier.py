@@ -10,6 +10,8 @@ from threading import Thread
 from typing import Any, TypeAlias, TypeVar
 from weakref import finalize
 
+from optimd._cores import Beside
+
 T = TypeVar("T")
 Errand: TypeAlias = tuple["Future[Any]", Callable[[], Any]]
 Errands: TypeAlias = "SimpleQueue[Errand | None]"
@@ -25,23 +27,31 @@ class Courier:
     def __init__(self) -> None:
         self._pid = 0
         self._errands: Errands = SimpleQueue()
+        self._thread = Beside(None)
 
     def send(self, errand: Callable[[], T]) -> Future[T]:
         """Put an errand at the end of the queue; one that has not begun can be cancelled."""
         if self._pid != os.getpid():
             self._start()
         future: Future[T] = Future()
+        self.give_way()
         self._errands.put((future, errand))
         return future
+
+    def give_way(self) -> None:
+        """Let the thread go on elsewhere than on the core on which the caller computes."""
+        self._thread.give_way()
 
     def close(self) -> None:
         """Let the thread end behind the errands that are there; another errand starts another thread."""
         self._errands.put(None)
-        self._pid = 0
+        self._pid, self._thread = 0, Beside(None)
 
     def _start(self) -> None:
         self._pid, self._errands = os.getpid(), SimpleQueue()
-        Thread(target=_run, args=(self._errands,), name="optimd", daemon=True).start()
+        thread = Thread(target=_run, args=(self._errands,), name="optimd", daemon=True)
+        thread.start()
+        self._thread = Beside(thread.native_id)
         finalize(self, self._errands.put, None).atexit = False
 
 

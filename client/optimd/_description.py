@@ -62,7 +62,8 @@ def describe(
     wire: Fields | None = None,
     seed: int | None = None,
     storage: Fields | None = None,
-    durability: str | None = None,
+    durability: Literal["step", "checkpoint", "memory"] | None = None,
+    checkpoint: Fields | None = None,
     **hyperparameters: Any,
 ) -> Description:
     """The description of a session. What is None is the server's to choose.
@@ -87,7 +88,10 @@ def describe(
       wire: dtypes of gradients and weights on their way, `{"grads": "bf16", "params": "bf16"}`; with
         `"difference": True`, weights come without errors that add up (the steps' ``out`` explains).
       seed: of the server's initialisers.
-      storage, durability, name: as in the HTTP reference.
+      durability: "step" (default): a step is on the server's disk when it is acknowledged; "checkpoint": a crash loses
+        what came since the last checkpoint; "memory": nothing is kept.
+      checkpoint: when checkpoints are made, and how many are kept: `{"steps": 1000, "seconds": 60, "keep": 2}`.
+      storage, name: as in the HTTP reference.
       hyperparameters: such as `lr=1e-3`; the optimizer's defaults for the rest.
     """
     said = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
@@ -96,7 +100,7 @@ def describe(
     document |= {"schedule": schedule, "clip": clip, "centralize": centralize, "maximize": maximize}
     document |= {"accumulate": accumulate, "loss_scale": loss_scale, "ema": ema, "swa": swa}
     document |= {"state_dtype": state_dtype, "grad_dtype": grad_dtype, "wire": wire, "seed": seed}
-    document |= {"storage": storage, "durability": durability}
+    document |= {"storage": storage, "durability": durability, "checkpoint": checkpoint}
     return Description({field: value for field, value in document.items() if value is not None}, params)
 
 

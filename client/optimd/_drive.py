@@ -17,8 +17,14 @@ Fetch = Callable[[Any, int | None], Operation[Page[T]]]
 
 
 class Transport(Protocol):
-    """The seam to the network: one exchange is one attempt, its failures already OptimdErrors."""
+    """The seam to the network: one exchange is one attempt, its failures already OptimdErrors.
 
+    Attributes:
+      cuts_bodies: whether it carries a body in two halves at once where the request says where.
+    """
+
+    @property
+    def cuts_bodies(self) -> bool: ...
     def exchange(self, request: Request) -> Reply: ...
     def close(self) -> None: ...
 

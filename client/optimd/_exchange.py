@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from optimd.errors import MalformedReply
@@ -50,6 +49,7 @@ class Request:
       sink: takes the body of a 200 reply in safetensors; every other body is given in the Reply.
       wait_s: how long the server was asked to hold the reply back.
       repeatable: whether a second arrival is harmless: it is idempotent, or carries an Idempotency-Key.
+      cut_at: the byte at which its body, or if it has none its reply's, may be cut in two that travel side by side.
     """
 
     method: str
@@ -59,10 +59,11 @@ class Request:
     sink: Sink | None = None
     wait_s: float = 0.0
     repeatable: bool = True
+    cut_at: int | None = None
 
-    @cached_property
+    @property
     def body_bytes(self) -> int:
-        return sum(piece.nbytes for piece in self.body)
+        return sum([piece.nbytes for piece in self.body])
 
     def buffers(self) -> Iterator[memoryview]:
         """The body as byte buffers, each valid until the next is asked for; those of a small body stay valid."""
@@ -74,7 +75,9 @@ class Request:
 
     def sink_for(self, status: int, headers: Mapping[str, str]) -> Sink | None:
         """The sink, when the body of a reply with this head belongs there."""
-        is_tensors = status == 200 and headers.get("content-type", "").startswith(SAFETENSORS)
+        is_tensors = status == (206 if "range" in self.headers else 200) and headers.get("content-type", "").startswith(
+            SAFETENSORS
+        )
         return self.sink if is_tensors else None
 
 

@@ -23,18 +23,31 @@ def fill(target: Array | RawTensor, entry: Entry, write_: Write = copy_) -> Iter
     """
     if entry.start == entry.stop:
         return
-    if isinstance(target, RawTensor):
-        yield from _fill_flat(np.frombuffer(target.bytes_view(), DTYPES[target.dtype]), entry, write_)
-    elif target.flags.c_contiguous:
-        yield from _fill_flat(target.reshape(-1), entry, write_)
+    if isinstance(target, RawTensor) or target.flags.c_contiguous:
+        yield from fill_flat(flattened(target), entry.dtype, write_)
     else:
         beside = target.copy("C")
-        yield from _fill_flat(beside.reshape(-1), entry, write_)
+        yield from fill_flat(beside.reshape(-1), entry.dtype, write_)
         target[...] = beside
 
 
-def _fill_flat(flat: NDArray[Any], entry: Entry, write_: Write) -> Iterator[memoryview]:
-    dtype = DTYPES[entry.dtype]
+def is_flat(target: Array | RawTensor) -> bool:
+    """Whether its elements lie one behind the other."""
+    return isinstance(target, RawTensor) or target.flags.c_contiguous
+
+
+def flattened(target: Array | RawTensor) -> NDArray[Any]:
+    """A view of its elements, shape [n], where they lie one behind the other."""
+    if isinstance(target, RawTensor):
+        return np.frombuffer(target.bytes_view(), DTYPES[target.dtype])
+    return target.reshape(-1)
+
+
+def fill_flat(flat: NDArray[Any], wire: str, write_: Write = copy_) -> Iterator[memoryview]:
+    """``fill`` for elements of shape [n], as they come in the dtype ``wire``."""
+    dtype = DTYPES[wire]
+    if not flat.size:
+        return
     if write_ is copy_ and flat.dtype == dtype:
         yield flat.view(np.uint8).data
         return

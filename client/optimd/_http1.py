@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,6 +13,7 @@ from optimd._connection import ClosedUnanswered, Connection
 from optimd._exchange import Reply, Request
 from optimd._opening import opened
 from optimd._settings import Settings
+from optimd._stripes import SideBySide
 from optimd.errors import ConnectionFailed, TimedOut
 
 
@@ -29,6 +29,7 @@ class TensorTransport:
         self._fixed = _lines(fixed)
         self._idle: deque[Connection] = deque()
         self._pid = os.getpid()
+        self._side_by_side = SideBySide(self._open, self._exchange_on, self._keep)
 
     def exchange(self, request: Request) -> Reply:
         """Send one request and read its reply.
@@ -38,39 +39,62 @@ class TensorTransport:
 
         Raises: NotConnected, ConnectionFailed, TimedOut, MalformedReply.
         """
+        if request.cut_at is not None and self.cuts_bodies:
+            return self._side_by_side.exchange(request, request.cut_at)
         kept = self._kept()
         if kept is not None:
             try:
-                return self._exchange_on(kept, request)
+                return self._kept_after(kept, request)
             except ClosedUnanswered:
                 if not request.repeatable:
                     raise
-        return self._exchange_on(self._connect(), request)
+        return self._kept_after(self._connect(), request)
+
+    @property
+    def cuts_bodies(self) -> bool:
+        """Whether large bodies travel over two connections."""
+        return self._settings.connections > 1 and self._tls is None
 
     def close(self) -> None:
         """Close the connections that lie idle."""
+        self._side_by_side.close()
         while self._idle:
             self._idle.pop().close()
+
+    def _kept_after(self, connection: Connection, request: Request) -> Reply:
+        reply = self._exchange_on(connection, request)
+        self._keep(connection)
+        return reply
 
     def _exchange_on(self, connection: Connection, request: Request) -> Reply:
         timeout_s = self._settings.timeout_for(request.body_bytes) + request.wait_s
         try:
-            with _translated(self._settings.url, timeout_s):
-                reply = connection.exchange(self._head(request), request, timeout_s)
+            return connection.exchange(self._head(request), request, timeout_s)
+        except (TimeoutError, BlockingIOError) as error:
+            connection.close()
+            raise TimedOut(f"{self._settings.url} stayed silent for {timeout_s:.0f} s.") from error
+        except OSError as error:
+            connection.close()
+            reason = error.strerror or error
+            raise ConnectionFailed(f"The connection to {self._settings.url} broke: {reason}.") from error
         except BaseException:
             connection.close()
             raise
+
+    def _keep(self, connection: Connection) -> None:
         if connection.is_reusable:
             self._idle.append(connection)
         else:
             connection.close()
-        return reply
 
     def _head(self, request: Request) -> bytes:
         own = _lines(request.headers)
         if request.body or request.method in {"POST", "PUT", "PATCH"}:
             own += f"content-length: {request.body_bytes}\r\n"
         return f"{request.method} {self._prefix}{request.target} HTTP/1.1\r\n{self._fixed}{own}\r\n".encode("ascii")
+
+    def _open(self) -> Connection:
+        return self._kept() or self._connect()
 
     def _connect(self) -> Connection:
         try:
@@ -98,13 +122,3 @@ def _lines(headers: Mapping[str, str]) -> str:
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise ValueError("a header cannot hold a line break")
     return lines
-
-
-@contextmanager
-def _translated(url: str, timeout_s: float) -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError as error:
-        raise TimedOut(f"{url} stayed silent for {timeout_s:.0f} s.") from error
-    except OSError as error:
-        raise ConnectionFailed(f"The connection to {url} broke: {error.strerror or error}.") from error

@@ -20,6 +20,8 @@ _PIECE_BYTES = 2**20
 class HttpxTransport:
     """Blocking exchanges over an `httpx.Client`."""
 
+    cuts_bodies = False
+
     def __init__(self, settings: Settings, transport: httpx.BaseTransport | None = None) -> None:
         self._settings = settings
         self._client = httpx.Client(headers=settings.headers(), transport=transport)

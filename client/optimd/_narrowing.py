@@ -56,19 +56,35 @@ class Narrowing:
     """
 
     def __init__(self, tensors: Sequence[Narrowed]) -> None:
-        self._sources = [tensor.source for tensor in tensors]
+        self._tensors = tensors
         self._dtype = DTYPES[tensors[0].dtype]
-        self._numel = sum(source.size for source in self._sources)
+        self._numel = sum(tensor.source.size for tensor in tensors)
 
     @property
     def nbytes(self) -> int:
         return self._numel * self._dtype.itemsize
 
+    def cut(self, at: int) -> tuple[Narrowing, Narrowing]:
+        """As two, the second of which begins with byte ``at``, inside this one and between two elements."""
+        first: list[Narrowed] = []
+        second: list[Narrowed] = []
+        left = at // self._dtype.itemsize
+        for tensor in self._tensors:
+            size = tensor.source.size
+            if 0 < left < size:
+                flat = tensor.source.reshape(-1)
+                first.append(tensor._replace(shape=(left,), source=flat[:left]))
+                second.append(tensor._replace(shape=(size - left,), source=flat[left:]))
+            else:
+                (first if left > 0 else second).append(tensor)
+            left -= size
+        return Narrowing(first), Narrowing(second)
+
     def __iter__(self) -> Iterator[memoryview]:
         """Yield byte buffers that share one memory; small tensors come together."""
         piece = np.empty(min(PIECE, self._numel), self._dtype)
         filled = 0
-        for source in self._sources:
+        for source in (tensor.source for tensor in self._tensors):
             rest = np.ascontiguousarray(source, source.dtype.newbyteorder("<")).reshape(-1)
             while rest.size:
                 taken = rest[: piece.size - filled]

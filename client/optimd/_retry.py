@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optimd._exchange import Operation, Reply, Request, Sleep
 from optimd.errors import ConnectionFailed, NotConnected, OptimdError, ProblemError, StateDamaged, TimedOut
@@ -51,6 +51,8 @@ def ask(request: Request, retry: Retry) -> Operation[Reply]:
             if attempt >= retry.retries or not _is_worth_retrying(error, request):
                 raise
             retry_after_s = error.retry_after_s if isinstance(error, ProblemError) else None
+        if request.cut_at is not None:  # whatever stands between may not like two halves
+            request = replace(request, cut_at=None)
         yield Sleep(retry.wait(attempt, retry_after_s))
         attempt += 1
 
@@ -60,7 +62,7 @@ def _is_worth_retrying(error: OptimdError, request: Request) -> bool:
         return isinstance(error, NotConnected)
     if isinstance(error, ProblemError):
         passing = error.status in _PASSING and not isinstance(error, StateDamaged)
-        return passing or error.slug == "step-in-flight"
+        return passing or error.slug in {"step-in-flight", "stale-replica"}
     return isinstance(error, ConnectionFailed | TimedOut)
 
 

@@ -109,10 +109,17 @@ def as_raw(tensor: ArrayLike | RawTensor) -> RawTensor:
     array = np.asarray(tensor)
     if array.dtype.kind in "iub":
         array = array.astype(np.float64)
-    name = _WIRE_NAMES.get(array.dtype.newbyteorder("<"))
+    name = _WIRE_NAMES.get(array.dtype) or _WIRE_NAMES.get(array.dtype.newbyteorder("<"))
     if name is None:
         raise TypeError(f"an array of {array.dtype} cannot be sent: use float16, float32 or float64")
     return RawTensor(name, array.shape, np.ascontiguousarray(array, dtype=DTYPES[name]))
+
+
+def wire_dtype(tensor: object) -> str | None:
+    """The dtype in which a tensor is sent, as far as that can be told without a copy."""
+    if isinstance(tensor, RawTensor | Narrowed):
+        return tensor.dtype
+    return _WIRE_NAMES.get(tensor.dtype) if isinstance(tensor, np.ndarray) else None
 
 
 @lru_cache(maxsize=64)
@@ -139,8 +146,11 @@ def header_length(prefix: memoryview, body_bytes: int) -> int:
     return length
 
 
-def decode_header(header: memoryview, data_bytes: int) -> tuple[list[tuple[str, Entry]], dict[str, str]]:
+def decode_header(header: memoryview, data_bytes: int | None = None) -> tuple[list[tuple[str, Entry]], dict[str, str]]:
     """The tensors in the order of their bytes, and the metadata.
+
+    Args:
+      data_bytes: how many bytes of tensors there are, if that is known.
 
     Raises: MalformedReply unless the tensors fill ``data_bytes`` without a hole or an overlap.
     """
@@ -151,7 +161,7 @@ def decode_header(header: memoryview, data_bytes: int) -> tuple[list[tuple[str, 
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MalformedReply(f"The reply's safetensors header cannot be read: {error}.") from error
     said_bytes = entries[-1][1].stop if entries else 0
-    if said_bytes != data_bytes:
+    if data_bytes is not None and said_bytes != data_bytes:
         raise MalformedReply(f"The reply holds {data_bytes} bytes of tensors where its header says {said_bytes}.")
     return entries, metadata
 

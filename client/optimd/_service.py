@@ -5,21 +5,27 @@ from __future__ import annotations
 from typing import Any, cast
 from urllib.parse import quote
 
-from optimd._core import SessionCore, session_path
+from optimd._core import SessionCore
 from optimd._description import Description
 from optimd._documents import Page, json_text, query, read_json, read_page
 from optimd._exchange import JSON, SAFETENSORS, Body, Operation, Request
 from optimd._retry import Retry, ask
 from optimd._safetensors import encode
+from optimd._time_travel import session_path
 from optimd.errors import MalformedReply
 from optimd.models import Advice, CostInfo, ModelKind, OptimizerInfo, SessionInfo, SessionStatus, TaskFields
 
 
 class ServiceCore:
-    """The calls of a server as a whole."""
+    """The calls of a server as a whole.
 
-    def __init__(self, retry: Retry) -> None:
+    Args:
+      cuts_bodies: whether the transport carries a large body over two connections.
+    """
+
+    def __init__(self, retry: Retry, *, cuts_bodies: bool = False) -> None:
         self._retry = retry
+        self._cuts_bodies = cuts_bodies
 
     def create_session(self, description: Description) -> Operation[SessionCore]:
         session = json_text(description.document)
@@ -64,7 +70,7 @@ class ServiceCore:
         info = read_json((yield from ask(request, self._retry)))
         if not isinstance(info.get("id"), str):
             raise MalformedReply("The reply describes no session.")
-        return SessionCore(info, self._retry)
+        return SessionCore(info, self._retry, cuts_bodies=self._cuts_bodies)
 
 
 def _get(target: str) -> Request:

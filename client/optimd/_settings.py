@@ -31,12 +31,14 @@ class Settings:
       api_key: sent as `Authorization: Bearer …`; never shown. Environment: `OPTIMD_API_KEY`.
       timeout_s: longest silence borne for a request without a body. Environment: `OPTIMD_TIMEOUT`.
       retries: attempts after the first. Environment: `OPTIMD_RETRIES`.
+      connections: over how many of them a large body travels, 1 or 2. Environment: `OPTIMD_CONNECTIONS`.
     """
 
     url: str
     api_key: str | None = field(repr=False)
     timeout_s: float
     retries: int
+    connections: int = 2
 
     @classmethod
     def resolve(
@@ -46,6 +48,8 @@ class Settings:
         timeout: float | None = None,
         retries: int | None = None,
         environ: Mapping[str, str] = os.environ,
+        *,
+        connections: int | None = None,
     ) -> Settings:
         """Take each setting from its argument, else from the environment, else its default.
 
@@ -56,6 +60,7 @@ class Settings:
             api_key=_api_key(api_key or environ.get("OPTIMD_API_KEY") or None),
             timeout_s=_timeout(environ.get("OPTIMD_TIMEOUT") or 30.0 if timeout is None else timeout),
             retries=_retries(environ.get("OPTIMD_RETRIES") or 5 if retries is None else retries),
+            connections=_connections(environ.get("OPTIMD_CONNECTIONS") or 2 if connections is None else connections),
         )
 
     @property
@@ -136,3 +141,9 @@ def _retries(value: int | str) -> int:
     if retries < 0:
         raise InvalidSetting(f"OPTIMD_RETRIES cannot be negative, and is {value!r}.")
     return retries
+
+
+def _connections(value: int | str) -> int:
+    if str(value) not in {"1", "2"}:
+        raise InvalidSetting(f"OPTIMD_CONNECTIONS must be 1 or 2, and is {value!r}.")
+    return int(value)

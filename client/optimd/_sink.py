@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from itertools import chain, starmap
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optimd import _safetensors
 from optimd._dtypes import DTYPES, NATIVE, add_, copy_
-from optimd._filling import Write, fill
+from optimd._filling import Write, fill, fill_flat, flattened
 from optimd._safetensors import TEXT, Array, Entry, RawTensor
 from optimd.errors import MalformedReply
 
@@ -102,14 +104,34 @@ class TensorSink:
             if self._arriving is not None:
                 self._arriving.arrived(name)
 
+    def halves(self, entries: Entries, at: int) -> tuple[Iterator[memoryview], Iterator[memoryview]]:
+        """Places for a payload that comes in two halves at once, cut at byte ``at``; each half is filled in turn.
+
+        Args:
+          entries: of the whole payload, which goes to arrays whose elements lie one behind the other.
+
+        Raises: MalformedReply, for a payload that is not what was promised.
+        """
+        parts: list[list[tuple[NDArray[Any], str]]] = [[], []]
+        for name, entry in entries:
+            target = self._target(name, entry, (self._out or {}).get(name))
+            flat, numel = flattened(target), max(0, at - entry.start) // DTYPES[entry.dtype].itemsize
+            parts[0].append((flat[:numel], entry.dtype))
+            parts[1].append((flat[numel:], entry.dtype))
+        first, second = (chain.from_iterable(starmap(fill_flat, part)) for part in parts)
+        return first, second
+
     def _one(self, name: str, entry: Entry, target: Array | RawTensor | None, write_: Write) -> Iterator[memoryview]:
+        yield from fill(self._target(name, entry, target), entry, write_)
+
+    def _target(self, name: str, entry: Entry, target: Array | RawTensor | None) -> Array | RawTensor:
         if target is None:
             target = np.empty(entry.shape, NATIVE.get(entry.dtype, np.float32))
         if tuple(target.shape) != entry.shape:
             raise MalformedReply(f"The reply's tensor {name!r} has shape {entry.shape}, not the session's.")
-        yield from fill(target, entry, write_)
         if not isinstance(target, RawTensor):
             self.tensors[name] = target
+        return target
 
 
 def check_out(out: Out | None, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 from rich.table import Table
 from rich.text import Text
 
-from optimd.models import Advice, OptimizerInfo, Reason, Recommendation, SessionInfo, Step
+from optimd.models import Advice, Kept, OptimizerInfo, Reason, Recommendation, SessionInfo, Step
 
 ROOMY = 110
 """Columns of a terminal from which on a row has room for everything."""
@@ -101,6 +101,18 @@ def tensors_table(info: SessionInfo) -> Table:
         table.add_row(
             *map(plain, (tensor["name"], shape, tensor["dtype"], tensor.get("role", "trained"), tensor["group"]))
         )
+    return table
+
+
+def checkpoints_table(kept: Kept) -> Table:
+    """One checkpoint a row; the title says which steps can be returned to."""
+    stretches = (f"{first}" if first == last else f"{first} to {last}" for first, last in kept["retained"])
+    title = f"Steps {', '.join(stretches)} can be returned to; checkpoints:"
+    table = _table(title, ("step", "version", "labels", "size", "created"), numeric={"step", "size"}, whole={"version"})
+    for made in kept["checkpoints"]:
+        created = datetime.fromisoformat(made["created_at"])
+        texts = (made["step"], made["etag"], ", ".join(made["labels"]), size(made["bytes"]), _clock(created))
+        table.add_row(*map(plain, texts))
     return table
 
 

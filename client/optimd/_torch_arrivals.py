@@ -52,12 +52,19 @@ class Arrivals:
         if not self.judged:
             self._result()
 
-    def wait(self, name: str) -> None:
-        """Wait for one tensor. Raises: RuntimeError in a process that was forked meanwhile, and why it did not come."""
-        if name not in self._there:
-            self._wait(lambda: name in self._there)
+    def wait(self, name: str) -> bool:
+        """Wait for one tensor.
+
+        Returns: whether it was not there yet.
+
+        Raises: RuntimeError in a process that was forked meanwhile, and why it did not come.
+        """
+        if name in self._there:
+            return False
+        self._wait(lambda: name in self._there)
         if name not in self._there:
             self._result()
+        return True
 
     def wait_for_all(self) -> Receipt:
         """Wait for the end. Raises: as `wait`."""

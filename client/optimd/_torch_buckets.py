@@ -14,27 +14,31 @@ from torch import Tensor
 
 from optimd._torch_part import Part
 
-BUCKET_BYTES = 25 * 2**20
-"""What DistributedDataParallel takes: large enough that a round trip does not count, small enough to start early."""
+BUCKET_BYTES = 12 * 2**20
+"""From here on a bucket is full: large enough that a round trip does not count, small enough to start early."""
 _PATIENCE = 3
 
 
-def buckets(sizes: Mapping[str, int], limit_bytes: int) -> list[tuple[str, ...]]:
-    """Cut a layout into runs of at most ``limit_bytes``, from its end, since gradients appear from there.
+def buckets(sizes: Mapping[str, int], full_bytes: int) -> list[tuple[str, ...]]:
+    """Cut a layout into runs that are full, from its end, since gradients appear from there; the rest is the last.
+
+    No bucket waits for a tensor that it does not need: a layer's bias goes with its weight, which appears beside it,
+    and not with the weight of the layer above.
 
     Args:
-      sizes: tensor name → bytes, in layout order; a larger tensor is a bucket by itself.
+      sizes: tensor name → bytes, in layout order.
+      full_bytes: what a bucket holds at least.
 
     Returns: the buckets in the order in which they are expected, the names of each in layout order.
     """
     found: list[list[str]] = []
-    room = 0
+    held = full_bytes
     for name in reversed(list(sizes)):
-        if sizes[name] > room or not found:
+        if held >= full_bytes:
             found.append([])
-            room = limit_bytes
+            held = 0
         found[-1].insert(0, name)
-        room -= sizes[name]
+        held += sizes[name]
     return [tuple(bucket) for bucket in found]
 
 

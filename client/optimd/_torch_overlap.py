@@ -150,7 +150,8 @@ class HiddenTransport(HiddenPushes):
         if name is None or self._arrivals is None:
             return
         with self._letting_go():
-            self._arrivals.wait(name)
+            if self._arrivals.wait(name):
+                self._courier.give_way()  # who has been woken may have been put where the waker runs
         if not self._awaited:
             self._watching.remove()
         self._weights.agree(name)

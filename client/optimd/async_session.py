@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, Unpack
 
 from optimd._core import (
-    TRACKED,
     UNCHANGED,
-    IfMatch,
     Pull,
     SessionCore,
     Switched,
@@ -22,7 +20,23 @@ from optimd._handle import Handle
 from optimd._rows import Gradients
 from optimd._safetensors import Array
 from optimd._sink import Arriving, Out
-from optimd.models import Averaged, Event, ExchangeReport, Receipt, SessionInfo, StateDict, Step, StepResult, WireDtype
+from optimd._time_travel import TRACKED, IfMatch, moment
+from optimd.models import (
+    Averaged,
+    Changes,
+    Checkpoint,
+    Event,
+    ExchangeReport,
+    Kept,
+    Receipt,
+    RollbackReport,
+    SessionInfo,
+    StateDict,
+    Step,
+    StepResult,
+    WhatIfReport,
+    WireDtype,
+)
 
 
 class AsyncSession(Handle):
@@ -125,6 +139,35 @@ class AsyncSession(Handle):
         others = {"optimizer": optimizer, "groups": groups, "name": name, "nonfinite": nonfinite, "wire": wire}
         changes = session_changes(schedule, clip, **others)
         return await self._run(self._core.update(changes))
+
+    async def checkpoint(self, label: str | None = None) -> Checkpoint:
+        return await self._run(self._core.checkpoint(label))
+
+    async def checkpoints(self) -> Kept:
+        return await self._run(self._core.checkpoints())
+
+    async def remove_checkpoint(self, label: str) -> None:
+        await self._run(self._core.remove_checkpoint(label))
+
+    async def rollback(
+        self,
+        *,
+        step: int | None = None,
+        etag: str | None = None,
+        label: str | None = None,
+        if_match: IfMatch = None,
+    ) -> RollbackReport:
+        return await self._run(self._core.rollback(moment(step, etag, label), if_match))
+
+    async def fork(
+        self, *, step: int | None = None, etag: str | None = None, label: str | None = None, **changes: Unpack[Changes]
+    ) -> AsyncSession:
+        return AsyncSession(await self._run(self._core.fork(moment(step, etag, label) | {**changes})), self._run)
+
+    async def what_if(
+        self, grads: Tensors, candidates: Sequence[Mapping[str, Any]], *, send: WireDtype | None = None
+    ) -> WhatIfReport:
+        return await self._run(self._core.what_if(grads, candidates, send))
 
     async def refresh(self) -> SessionInfo:
         return await self._run(self._core.refresh())

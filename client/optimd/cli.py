@@ -183,6 +183,56 @@ def delete(
     _console().print(f"Deleted {session_id}.", markup=False)
 
 
+Label = Annotated[str | None, typer.Option(help="Of a checkpoint.", show_default=False)]
+StepNumber = Annotated[int | None, typer.Option(min=0, help="Behind this step.", show_default=False)]
+
+
+@app.command()
+def checkpoint(ctx: typer.Context, session_id: SessionId, label: Label = None) -> None:
+    """Keep a session as it stands now."""
+    made = ctx.obj.session(session_id).checkpoint(label)
+    named = "" if label is None else f" as {label!r}"
+    _say(f"Kept step {made['step']} of {session_id}{named}.")
+
+
+@app.command()
+def checkpoints(ctx: typer.Context, session_id: SessionId) -> None:
+    """List what a session can go back to."""
+    kept = ctx.obj.session(session_id).checkpoints()
+    _console().print(tables.checkpoints_table(kept))
+
+
+@app.command()
+def rollback(ctx: typer.Context, session_id: SessionId, step: StepNumber = None, label: Label = None) -> None:
+    """Return to where a session stood: its weights, state, settings and history."""
+    if (step is None) == (label is None):
+        raise typer.BadParameter("say where to go back to: --step or --label")
+    report = ctx.obj.session(session_id).rollback(step=step, label=label)
+    _say(f"{session_id} stands at {report['etag']}; it stood at {report['left']}.")
+
+
+@app.command()
+def fork(
+    ctx: typer.Context,
+    session_id: SessionId,
+    *,
+    step: StepNumber = None,
+    label: Label = None,
+    name: Annotated[str | None, typer.Option(help="Of the new session.", show_default=False)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="Another optimizer.", show_default=False)] = None,
+    lr: Annotated[float | None, typer.Option(help="Another learning rate.", show_default=False)] = None,
+) -> None:
+    """Make a session that begins where another stands, or stood."""
+    settings = _given(name=optimizer, lr=lr)
+    changes = _given(name=name, optimizer=settings or None)
+    branch = ctx.obj.session(session_id).fork(step=step, label=label, **changes)
+    _say(f"{branch.id} begins at step {branch.info['step']} of {session_id}.")
+
+
+def _say(text: str) -> None:
+    _console().print(text, markup=False, highlight=False)
+
+
 def _last_steps(session: Session, last: int) -> list[Step]:
     """The last steps, ascending; many pages are fetched under a progress bar, on stderr to leave stdout to the rows."""
     newest = session.info["step"]

@@ -31,6 +31,7 @@ class Client:
       timeout: seconds of silence borne for a request without a body; each 10 MiB sent adds one. Else
         `OPTIMD_TIMEOUT`, else 30.
       retries: attempts after the first, with exponential backoff. Else `OPTIMD_RETRIES`, else 5.
+      connections: over how many of them a large body travels, 1 or 2. Else `OPTIMD_CONNECTIONS`, else 2.
       transport: any httpx transport, to talk through instead of the one made for tensors: for tests, custom TLS.
 
     Raises: InvalidSetting.
@@ -43,12 +44,13 @@ class Client:
         api_key: str | None = None,
         timeout: float | None = None,
         retries: int | None = None,
+        connections: int | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        settings = Settings.resolve(url, api_key, timeout, retries)
+        settings = Settings.resolve(url, api_key, timeout, retries, connections=connections)
         self.url = settings.url
-        self._core = ServiceCore(Retry(settings.retries))
         self._transport = transport_for(settings, transport)
+        self._core = ServiceCore(Retry(settings.retries), cuts_bodies=self._transport.cuts_bodies)
         self._run = Driver(self._transport)
 
     @takes(describe)
@@ -119,7 +121,10 @@ class Client:
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same calls, awaited; sessions are listed with `async for`."""
+    """`Client` for asyncio: the same calls, awaited; sessions are listed with `async for`.
+
+    A body travels over one connection, whatever ``connections`` says.
+    """
 
     def __init__(
         self,
@@ -128,9 +133,10 @@ class AsyncClient:
         api_key: str | None = None,
         timeout: float | None = None,
         retries: int | None = None,
+        connections: int | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        settings = Settings.resolve(url, api_key, timeout, retries)
+        settings = Settings.resolve(url, api_key, timeout, retries, connections=connections)
         self.url = settings.url
         self._core = ServiceCore(Retry(settings.retries))
         self._transport = AsyncHttpxTransport(settings, transport)

@@ -14,17 +14,21 @@
         ├── NotFound                     404    route-not-found
         │   ├── SessionNotFound          404    session-not-found
         │   ├── StepNotFound             404    step-not-found
+        │   ├── StepNotRetained          404    step-not-retained
         │   └── OptimizerNotFound        404    optimizer-not-found
         ├── MethodNotAllowed             405    method-not-allowed
         ├── NotAcceptable                406    not-acceptable
         ├── BodyTimeout                  408    body-timeout
+        ├── SegmentsIncomplete           408    segments-incomplete
         ├── StepInFlight                 409    step-in-flight
+        ├── StaleReplica                 409    stale-replica
         ├── ContributionIncomplete       409    contribution-incomplete
         ├── SessionLost                  410    session-lost
         ├── StaleStep                    412    stale-step
         ├── TooLarge                     413    too-large
         ├── UnsupportedMediaType         415    unsupported-media-type
         ├── UnsupportedDtype             415    unsupported-dtype
+        ├── RangeNotSatisfiable          416    range-not-satisfiable
         ├── Unprocessable                422
         │   ├── InvalidField             422    invalid-field
         │   │   └── InvalidHyperparameter 422   invalid-hyperparameter
@@ -32,12 +36,22 @@
         │   ├── ShapeMismatch            422    shape-mismatch
         │   ├── NonfiniteGradients       422    nonfinite-gradients
         │   ├── NonfiniteParams          422    nonfinite-params
-        │   └── KeyReused                422    key-reused
+        │   ├── KeyReused                422    key-reused
+        │   ├── SegmentMisplaced         422    segment-misplaced
+        │   └── SegmentsNotTaken         422    segments-not-taken
         ├── PreconditionRequired         428    precondition-required
         ├── StateDamaged                 503    state-damaged
+        │   ├── JournalCorrupt           503    journal-corrupt
+        │   └── CheckpointCorrupt        503    checkpoint-corrupt
+        ├── StepUndone                   503    step-undone
         ├── InternalError                500    internal-error
         ├── HistoryUnavailable           503    history-unavailable
-        └── InsufficientMemory           507    insufficient-memory
+        ├── JournalFailed                503    journal-failed
+        ├── RedisUnavailable             503    redis-unavailable
+        │   └── RedisNotDurable          503    redis-not-durable
+        ├── InsufficientMemory           507    insufficient-memory
+        ├── RedisFull                    507    redis-full
+        └── DiskFull                     507    disk-full
 
 A slug that this version does not know becomes the class that carries its status, or else `ProblemError` itself.
 """
@@ -164,6 +178,12 @@ class StepNotFound(NotFound, slug="step-not-found"):
     """The session has no such step in its history."""
 
 
+class StepNotRetained(NotFound, slug="step-not-retained"):
+    """Nothing that is kept leads back to that step; `retained` are stretches of steps that can be returned to."""
+
+    retained = Evidence[list[list[int]]]()
+
+
 class OptimizerNotFound(NotFound, slug="optimizer-not-found"):
     """The catalogue has no optimizer of that name."""
 
@@ -182,8 +202,19 @@ class BodyTimeout(ProblemError, slug="body-timeout", status=408):
     """The body stopped arriving at the server."""
 
 
+class SegmentsIncomplete(ProblemError, slug="segments-incomplete"):
+    """A segment of the body did not reach the server, or stopped on its way."""
+
+
 class StepInFlight(ProblemError, slug="step-in-flight"):
     """A push with this key is still on its way."""
+
+
+class StaleReplica(ProblemError, slug="stale-replica"):
+    """Another server has changed the session while the one that was asked was about to: send the same again."""
+
+    step = Evidence[int]()
+    base_step = Evidence[int]()
 
 
 class ContributionIncomplete(ProblemError, slug="contribution-incomplete"):
@@ -194,7 +225,10 @@ class ContributionIncomplete(ProblemError, slug="contribution-incomplete"):
 
 
 class SessionLost(ProblemError, slug="session-lost", status=410):
-    """The server that held this session in memory has ended; its history remains."""
+    """What held this session, a server's memory or Redis, holds it no more; its history remains."""
+
+    step = Evidence[int]()
+    found_step = Evidence[int]()
 
 
 class StaleStep(ProblemError, slug="stale-step", status=412):
@@ -222,6 +256,12 @@ class UnsupportedDtype(ProblemError, slug="unsupported-dtype"):
     tensor = Evidence[str]()
     dtype = Evidence[str]()
     supported = Evidence[list[str]]()
+
+
+class RangeNotSatisfiable(ProblemError, slug="range-not-satisfiable", status=416):
+    """The body has none of the bytes asked for."""
+
+    length = Evidence[int]()
 
 
 class Unprocessable(ProblemError, status=422):
@@ -269,6 +309,18 @@ class KeyReused(Unprocessable, slug="key-reused"):
     """The Idempotency-Key belongs to a push with another body."""
 
 
+class SegmentMisplaced(Unprocessable, slug="segment-misplaced"):
+    """A segment of a body does not lie where one can, or where another lies."""
+
+    total = Evidence[int]()
+    header_bytes = Evidence[int]()
+    multiple = Evidence[int]()
+
+
+class SegmentsNotTaken(Unprocessable, slug="segments-not-taken"):
+    """The server takes this body whole alone."""
+
+
 class PreconditionRequired(ProblemError, slug="precondition-required", status=428):
     """A push must say what it builds on (If-Match) or who it is (Idempotency-Key)."""
 
@@ -280,6 +332,25 @@ class StateDamaged(ProblemError, slug="state-damaged"):
     """An update failed half-way, and the session's weights can no longer be trusted."""
 
 
+class JournalCorrupt(StateDamaged, slug="journal-corrupt"):
+    """What the server's disk holds of the session is not what was written there."""
+
+    file = Evidence[str]()
+    offset = Evidence[int]()
+
+
+class CheckpointCorrupt(StateDamaged, slug="checkpoint-corrupt"):
+    """A checkpoint on the server's disk is not what was written there."""
+
+    file = Evidence[str]()
+    part = Evidence[str]()
+    offset = Evidence[int]()
+
+
+class StepUndone(ProblemError, slug="step-undone"):
+    """An update failed half-way, and the session went back to what is on disk: push again."""
+
+
 class InternalError(ProblemError, slug="internal-error"):
     """The server failed; its log says why."""
 
@@ -288,8 +359,30 @@ class HistoryUnavailable(ProblemError, slug="history-unavailable"):
     """The history database cannot be read just now; sessions and their steps are not touched by it."""
 
 
+class JournalFailed(ProblemError, slug="journal-failed"):
+    """The server's disk did not take what makes a step durable, and the step was not taken."""
+
+
+class RedisUnavailable(ProblemError, slug="redis-unavailable"):
+    """The server's Redis does not answer; nothing that was acknowledged is lost."""
+
+
+class RedisNotDurable(RedisUnavailable, slug="redis-not-durable"):
+    """The server's Redis may lose what it has acknowledged, and the server takes no such one."""
+
+    warnings = Evidence[list[str]]()
+
+
 class InsufficientMemory(ProblemError, slug="insufficient-memory", status=507):
     """The server has no room for this session."""
 
     needed_bytes = Evidence[int]()
     available_bytes = Evidence[int]()
+
+
+class RedisFull(ProblemError, slug="redis-full"):
+    """The server's Redis has no memory left for this; nothing was changed."""
+
+
+class DiskFull(ProblemError, slug="disk-full"):
+    """The server's disk has no room for this step; nothing was changed."""

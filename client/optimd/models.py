@@ -6,8 +6,8 @@ still there to be read; what is read at every step is a frozen dataclass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NotRequired, Self, TypedDict
 
@@ -28,14 +28,19 @@ __all__ = [
     "Advice",
     "AdviceMemory",
     "Averaged",
+    "Changes",
+    "Checkpoint",
     "CostInfo",
     "Event",
     "ExchangeReport",
+    "Kept",
     "ModelKind",
     "OptimizerInfo",
+    "Part",
     "Reason",
     "Receipt",
     "Recommendation",
+    "RollbackReport",
     "SessionInfo",
     "SessionStatus",
     "StateDict",
@@ -45,6 +50,9 @@ __all__ = [
     "TaskData",
     "TaskFields",
     "TensorInfo",
+    "TensorPart",
+    "Tried",
+    "WhatIfReport",
     "WireDtype",
 ]
 
@@ -80,6 +88,7 @@ class SessionInfo(TypedDict):
     skipped: int
     loss_scale_now: float | None
     parameters: int
+    segments: NotRequired[bool]
     bytes: int
     optimizer: dict[str, Any]
     groups: list[dict[str, Any]]
@@ -99,6 +108,8 @@ class SessionInfo(TypedDict):
     seed: NotRequired[int]
     storage: NotRequired[dict[str, Any]]
     durability: NotRequired[str]
+    checkpoint: NotRequired[dict[str, Any]]
+    origin: NotRequired[dict[str, Any] | None]
     tensors: NotRequired[list[TensorInfo]]
 
 
@@ -149,6 +160,94 @@ class ExchangeReport(TypedDict):
     dropped_hyperparameters: list[str]
 
 
+class Checkpoint(TypedDict):
+    """A session's whole state, kept on disk. `labels` are names under which it is kept; `bytes` is its file's size."""
+
+    step: int
+    etag: str
+    labels: list[str]
+    created_at: str
+    bytes: int
+
+
+class Kept(TypedDict):
+    """What a session can go back to. `retained` are first and last steps of stretches of steps."""
+
+    checkpoints: list[Checkpoint]
+    retained: list[tuple[int, int]]
+
+
+class Changes(TypedDict, total=False):
+    """What may be other in a fork; each as `Client.create_session` takes it."""
+
+    name: str
+    optimizer: Mapping[str, Any]
+    groups: Sequence[Mapping[str, Any]]
+    schedule: Mapping[str, Any] | None
+    clip: Mapping[str, Any] | None
+    nonfinite: str
+    durability: str
+    checkpoint: Mapping[str, Any]
+    storage: Mapping[str, Any]
+
+
+class RollbackReport(TypedDict):
+    """Where a session stands after a rollback, and the version that it left."""
+
+    step: int
+    etag: str
+    left: str
+
+
+class Part(TypedDict):
+    """Some of a session's weights under an update: 2-norms; `relative_update` is `update_norm` / `param_norm`."""
+
+    update_norm: float | None
+    param_norm: float | None
+    grad_norm: float | None
+    relative_update: float | None
+
+
+class TensorPart(Part):
+    """One tensor's."""
+
+    name: str
+
+
+class Tried(TypedDict):
+    """What a step would do by some settings.
+
+    `cosine_to_descent` is between the update and the negative gradient, `cosine_to_own` between it and the update by
+    the session's own settings. `tensors` are those with the largest `relative_update`. State buffers in `carried` begin
+    as the session's, those in `fresh` anew.
+    """
+
+    name: str
+    optimizer: str
+    outcome: str
+    lr: float
+    clip_scale: float
+    update_norm: float | None
+    update_rms: float | None
+    relative_update: float | None
+    cosine_to_descent: float | None
+    cosine_to_own: float | None
+    groups: dict[str, Part]
+    tensors: list[TensorPart]
+    carried: dict[str, str]
+    fresh: list[str]
+
+
+class WhatIfReport(TypedDict):
+    """What one gradient would do: by the session's `own` settings, and by each of the `candidates`."""
+
+    step: int
+    etag: str
+    grad_norm: float | None
+    own: Tried
+    candidates: list[Tried]
+
+
 class Event(TypedDict):
     """Something that happened to a session between steps."""
 
@@ -196,7 +295,7 @@ class Receipt:
         Raises: MalformedReply when one is missing.
         """
         try:
-            return cls(**{each.name: document[each.name] for each in fields(cls) if each.name in document})
+            return cls(**{name: document[name] for name in cls.__dataclass_fields__ if name in document})
         except (TypeError, ValueError) as error:
             raise MalformedReply(f"The reply's {cls.__name__.lower()} cannot be read: {error}.") from error
 

@@ -53,9 +53,11 @@ class RemoteOptimizer(BoundOptimizer):
       wire: dtypes of gradients and weights on their way, `{"grads": "bf16", "params": "bf16"}`; with
         `"difference": True`, the parameters stay within one rounding of a step's change of the session's weights, and
         those that are not float32 have a float32 copy beside them. On attaching, dtypes that differ are changed.
+      durability, checkpoint, storage: what outlives the server, and where the session lives, as
+        `Client.create_session` takes them; by default each step is on the server's disk when `step` returns.
       overlap: hide the transport: with "push", gradients are sent while the backward pass makes the next ones; with
         True, new weights also come while the next forward pass uses those before them (see `wait`). Never changes a
-        result. For models above 25 MiB; smaller ones have nothing to hide.
+        result. For models above 12 MiB; smaller ones have nothing to hide.
       hyperparameters: such as ``lr=1e-3``; the catalogue's defaults, which are torch's, for the rest.
 
     Raises: TypeError for an unknown hyperparameter or a parameter that is not floating-point; ValueError for
@@ -88,6 +90,9 @@ class RemoteOptimizer(BoundOptimizer):
         state_dtype: Literal["f32", "bf16", "8bit"] | None = None,
         grad_dtype: Literal["BF16"] | None = None,
         wire: Mapping[str, Any] | None = None,
+        durability: Literal["step", "checkpoint", "memory"] | None = None,
+        checkpoint: Mapping[str, Any] | None = None,
+        storage: Mapping[str, Any] | None = None,
         overlap: Overlap = False,
         **hyperparameters: Any,
     ) -> None:
@@ -101,7 +106,7 @@ class RemoteOptimizer(BoundOptimizer):
             raise ValueError("groups are those of the session to attach to: leave the recipe out")
         policy = given(nonfinite=nonfinite, schedule=schedule, clip=clip, centralize=centralize, accumulate=accumulate)
         policy |= given(loss_scale=loss_scale, ema=ema, swa=swa, state_dtype=state_dtype, grad_dtype=grad_dtype)
-        policy |= given(wire=in_server_words(wire))
+        policy |= given(wire=in_server_words(wire), durability=durability, checkpoint=checkpoint, storage=storage)
         self._missing_grad = missing_grad
         super().__init__(
             params,

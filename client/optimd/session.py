@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, Unpack
 
 from optimd._core import (
-    TRACKED,
     UNCHANGED,
-    IfMatch,
     Pull,
     SessionCore,
     Switched,
@@ -22,7 +20,23 @@ from optimd._handle import Handle
 from optimd._rows import Gradients
 from optimd._safetensors import Array
 from optimd._sink import Arriving, Out
-from optimd.models import Averaged, Event, ExchangeReport, Receipt, SessionInfo, StateDict, Step, StepResult, WireDtype
+from optimd._time_travel import TRACKED, IfMatch, moment
+from optimd.models import (
+    Averaged,
+    Changes,
+    Checkpoint,
+    Event,
+    ExchangeReport,
+    Kept,
+    Receipt,
+    RollbackReport,
+    SessionInfo,
+    StateDict,
+    Step,
+    StepResult,
+    WhatIfReport,
+    WireDtype,
+)
 
 
 class Session(Handle):
@@ -217,6 +231,75 @@ class Session(Handle):
         others = {"optimizer": optimizer, "groups": groups, "name": name, "nonfinite": nonfinite, "wire": wire}
         changes = session_changes(schedule, clip, **others)
         return self._run(self._core.update(changes))
+
+    def checkpoint(self, label: str | None = None) -> Checkpoint:
+        """Keep the session as it stands now, on the server's disk.
+
+        Args:
+          label: to return to it by; it is kept until `remove_checkpoint`, or until another is given the label. Without
+            one it is kept as long as it is among the newest.
+
+        Raises: InvalidField for a session of which nothing is kept; DiskFull.
+        """
+        return self._run(self._core.checkpoint(label))
+
+    def checkpoints(self) -> Kept:
+        """What the session can go back to: checkpoints, and stretches of steps."""
+        return self._run(self._core.checkpoints())
+
+    def remove_checkpoint(self, label: str) -> None:
+        """Remove the checkpoint of a label. Raises: StepNotRetained."""
+        self._run(self._core.remove_checkpoint(label))
+
+    def rollback(
+        self,
+        *,
+        step: int | None = None,
+        etag: str | None = None,
+        label: str | None = None,
+        if_match: IfMatch = None,
+    ) -> RollbackReport:
+        """Return to where the session stood: weights, moments, schedule, hyperparameters and history.
+
+        Pull the weights then. Idempotency keys of the steps that are left behind are forgotten.
+
+        Args:
+          step, etag, label: one of them: behind that step, at exactly that version, at that checkpoint.
+          if_match: as for `step`; with one, it is not sent again when its reply is lost.
+
+        Raises: StepNotRetained, which says what is; StaleStep; InvalidField for a session of which nothing is kept.
+        """
+        return self._run(self._core.rollback(moment(step, etag, label), if_match))
+
+    def fork(
+        self, *, step: int | None = None, etag: str | None = None, label: str | None = None, **changes: Unpack[Changes]
+    ) -> Session:
+        """Make a session that begins where this one stands, or stood; this one stays as it is.
+
+        Args:
+          step, etag, label: as for `rollback`; none of them for where it stands now.
+          changes: settings that are other there. ``optimizer`` are hyperparameters or, with a "name", another
+            optimizer, as `change_optimizer` takes it.
+
+        Raises: StepNotRetained, InvalidField, InvalidHyperparameter, InsufficientMemory. It is not sent again when its
+          reply is lost.
+        """
+        return Session(self._run(self._core.fork(moment(step, etag, label) | {**changes})), self._run)
+
+    def what_if(
+        self, grads: Tensors, candidates: Sequence[Mapping[str, Any]], *, send: WireDtype | None = None
+    ) -> WhatIfReport:
+        """What one gradient would do under several settings; nothing is done.
+
+        Args:
+          grads: tensor name → gradient, of every tensor that is trained.
+          candidates: at most 32, each settings as `fork` takes them, and perhaps a ``name``:
+            `{"optimizer": {"name": "sgd", "lr": 0.1}, "clip": None}`.
+          send: as for `step`.
+
+        Raises: InvalidField, InvalidHyperparameter, NonfiniteGradients, InsufficientMemory.
+        """
+        return self._run(self._core.what_if(grads, candidates, send))
 
     def refresh(self) -> SessionInfo:
         """Ask for the session's description, and track its version."""

@@ -17,7 +17,7 @@ from optimd_service.api.direct import DirectProtocol
 from optimd_service.api.front import Front
 from optimd_service.config import Settings
 from optimd_service.datadir import DataDirectory, DirectoryInUse
-from optimd_service.history import upgrade
+from optimd_service.history import DatabaseUnusable, upgrade
 from optimd_service.main import SchemaBehind, create_app, prepare_database
 from optimd_service.session.catalogue import page
 
@@ -57,7 +57,7 @@ def run(
                 _check_socket(settings.uds)
             url = prepare_database(settings, directory)
             _serve(settings, Front(create_app(settings, database_url=url, server_id=directory.server_id)))
-    except (DirectoryInUse, SchemaBehind) as error:
+    except (DirectoryInUse, DatabaseUnusable, SchemaBehind) as error:
         raise _failure(str(error)) from None
 
 
@@ -68,7 +68,10 @@ def migrate(
     """Create the history database's schema, or bring it to this release."""
     settings = _settings(data=data)
     url = settings.database_url or DataDirectory(settings.data).database_url
-    upgrade(url)
+    try:
+        upgrade(url)
+    except DatabaseUnusable as error:
+        raise _failure(str(error)) from None
     typer.echo("The history database is up to date.")
 
 

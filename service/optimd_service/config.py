@@ -8,10 +8,15 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+# What a container may use, as Linux tells it of control groups of version 2 and of version 1; "max" for no limit.
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
 
 def _most_of_memory() -> int:
-    """Four fifths of the machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 4 // 5
+    """Four fifths of the memory that the machine has, or that the container may use, in bytes."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    told = [path.read_text().strip() for path in CONTAINER_LIMITS if path.exists()]
+    return min([machine, *(int(limit) for limit in told if limit.isdigit())]) * 4 // 5
 
 
 class Settings(BaseSettings):
@@ -23,7 +28,15 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     uds: Path | None = Field(None, description="Unix socket to listen on in place of host and port.")
     data: Path = Field(Path("optimd-data"), description="Folder for the database and whatever else is kept.")
-    database_url: str | None = Field(None, description="SQLAlchemy URL of the history; SQLite in `data` by default.")
+    database_url: str | None = Field(
+        None, description="Where the history is kept, postgresql://… or sqlite:///…; SQLite in `data` by default."
+    )
+    redis_url: str | None = Field(
+        None, pattern=r"^(rediss?|unix)://", description="Redis that holds sessions of the backend `redis`."
+    )
+    redis_require_durable: bool = Field(
+        default=False, description="Take no sessions into a Redis that may lose what it has acknowledged."
+    )
     memory_limit_bytes: int = Field(
         default_factory=_most_of_memory, ge=0, description="What all sessions may hold; default 4/5 of the memory."
     )

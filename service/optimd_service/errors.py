@@ -8,17 +8,21 @@
     ├── NotFound                            404  route-not-found
     │   ├── SessionNotFound                 404  session-not-found
     │   ├── StepNotFound                    404  step-not-found
+    │   ├── StepNotRetained                 404  step-not-retained
     │   └── OptimizerNotFound               404  optimizer-not-found
     ├── MethodNotAllowed                    405  method-not-allowed
     ├── NotAcceptable                       406  not-acceptable
     ├── BodyTimeout                         408  body-timeout
+    ├── SegmentsIncomplete                  408  segments-incomplete
     ├── StepInFlight                        409  step-in-flight
+    ├── StaleReplica                        409  stale-replica
     ├── ContributionIncomplete              409  contribution-incomplete
     ├── SessionLost                         410  session-lost
     ├── StaleStep                           412  stale-step
     ├── TooLarge                            413  too-large
     ├── UnsupportedMediaType                415  unsupported-media-type
     ├── UnsupportedDtype                    415  unsupported-dtype
+    ├── RangeNotSatisfiable                 416  range-not-satisfiable
     ├── Unprocessable                       422  (never raised itself)
     │   ├── InvalidField                    422  invalid-field
     │   │   └── InvalidHyperparameter       422  invalid-hyperparameter
@@ -26,11 +30,21 @@
     │   ├── ShapeMismatch                   422  shape-mismatch
     │   ├── NonfiniteGradients              422  nonfinite-gradients
     │   ├── NonfiniteParams                 422  nonfinite-params
-    │   └── KeyReused                       422  key-reused
+    │   ├── KeyReused                       422  key-reused
+    │   ├── SegmentMisplaced                422  segment-misplaced
+    │   └── SegmentsNotTaken                422  segments-not-taken
     ├── PreconditionRequired                428  precondition-required
     ├── HistoryUnavailable                  503  history-unavailable
+    ├── JournalFailed                       503  journal-failed
+    ├── RedisUnavailable                    503  redis-unavailable
+    │   └── RedisNotDurable                 503  redis-not-durable
     ├── StateDamaged                        503  state-damaged
-    └── InsufficientMemory                  507  insufficient-memory
+    ├── StepUndone                          503  step-undone
+    │   ├── JournalCorrupt                  503  journal-corrupt
+    │   └── CheckpointCorrupt               503  checkpoint-corrupt
+    ├── InsufficientMemory                  507  insufficient-memory
+    ├── RedisFull                           507  redis-full
+    └── DiskFull                            507  disk-full
 
 Each carries its evidence as keyword arguments; the edge (``api/problems.py``) turns any of them into an RFC 9457
 document. A problem says what is wrong and what to do, and never shows a path, SQL or memory.
@@ -102,6 +116,12 @@ class StepNotFound(NotFound):
     slug = "step-not-found"
 
 
+class StepNotRetained(NotFound):
+    """Nothing that is kept leads back to that step."""
+
+    slug = "step-not-retained"
+
+
 class OptimizerNotFound(NotFound):
     """The catalogue has no optimizer of that name."""
 
@@ -126,11 +146,24 @@ class BodyTimeout(Problem):
     slug, status = "body-timeout", 408
 
 
+class SegmentsIncomplete(Problem):
+    """A segment of the body did not come, or stopped coming."""
+
+    slug, status = "segments-incomplete", 408
+
+
 class StepInFlight(Problem):
     """A push with this key is still on its way."""
 
     slug, status = "step-in-flight", 409
     retry_after_s = 1
+
+
+class StaleReplica(Problem):
+    """Another server has changed the session while this one was about to."""
+
+    slug, status = "stale-replica", 409
+    retry_after_s = 0
 
 
 class ContributionIncomplete(Problem):
@@ -140,7 +173,7 @@ class ContributionIncomplete(Problem):
 
 
 class SessionLost(Problem):
-    """The server that held this session in memory has ended."""
+    """What held this session, a server's memory or Redis, holds it no more."""
 
     slug, status = "session-lost", 410
 
@@ -167,6 +200,12 @@ class UnsupportedDtype(Problem):
     """A tensor has a dtype that this call does not read."""
 
     slug, status = "unsupported-dtype", 415
+
+
+class RangeNotSatisfiable(Problem):
+    """The body has none of the bytes that Range names."""
+
+    slug, status = "range-not-satisfiable", 416
 
 
 class Unprocessable(Problem):
@@ -217,6 +256,18 @@ class KeyReused(Unprocessable):
     slug = "key-reused"
 
 
+class SegmentMisplaced(Unprocessable):
+    """A segment of a body does not lie where one can, or where another lies."""
+
+    slug = "segment-misplaced"
+
+
+class SegmentsNotTaken(Unprocessable):
+    """A body like this one cannot come in segments: send it whole."""
+
+    slug = "segments-not-taken"
+
+
 class PreconditionRequired(Problem):
     """A push must say what it builds on or who it is."""
 
@@ -230,16 +281,68 @@ class HistoryUnavailable(Problem):
     retry_after_s = 5
 
 
+class JournalFailed(Problem):
+    """The disk did not take what makes a step durable, and the step was not taken."""
+
+    slug, status = "journal-failed", 503
+    retry_after_s = 5
+
+
+class RedisUnavailable(Problem):
+    """Redis does not answer, or refuses; nothing that was acknowledged is lost, and sessions go on when it answers."""
+
+    slug, status = "redis-unavailable", 503
+    retry_after_s = 1
+
+
+class RedisNotDurable(RedisUnavailable):
+    """Redis is set up so that it may lose what it has acknowledged, and this server takes no such one."""
+
+    slug = "redis-not-durable"
+    retry_after_s = 60
+
+
 class StateDamaged(Problem):
     """An update failed half-way, and the session's weights can no longer be trusted."""
 
     slug, status = "state-damaged", 503
 
 
+class StepUndone(Problem):
+    """An update failed half-way, and the session went back to what is on disk."""
+
+    slug, status = "step-undone", 503
+    retry_after_s = 1
+
+
+class JournalCorrupt(StateDamaged):
+    """What the disk holds of this session is not what was written there."""
+
+    slug = "journal-corrupt"
+
+
+class CheckpointCorrupt(StateDamaged):
+    """A checkpoint on disk is not what was written there."""
+
+    slug = "checkpoint-corrupt"
+
+
 class InsufficientMemory(Problem):
     """The server has no room for this session."""
 
     slug, status = "insufficient-memory", 507
+
+
+class RedisFull(Problem):
+    """Redis has no memory left for this; nothing was changed."""
+
+    slug, status = "redis-full", 507
+
+
+class DiskFull(Problem):
+    """The server's disk has no room for this step."""
+
+    slug, status = "disk-full", 507
 
 
 def every_problem() -> Iterator[type[Problem]]:

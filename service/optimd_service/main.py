@@ -17,6 +17,9 @@ from optimd_service.history import History, is_current, upgrade
 from optimd_service.session.arithmetic import Arithmetic
 from optimd_service.session.sessions import Sessions
 from optimd_service.store.device import DeviceStore
+from optimd_service.store.durable_store import DurableStore
+from optimd_service.store.redis.server import RedisServer
+from optimd_service.store.redis.store import RedisStore
 
 
 class SchemaBehind(RuntimeError):
@@ -26,7 +29,7 @@ class SchemaBehind(RuntimeError):
 def prepare_database(settings: Settings, directory: DataDirectory) -> str:
     """The history's URL, its schema current: the embedded database is upgraded here, one that was configured is not.
 
-    Raises: SchemaBehind.
+    Raises: SchemaBehind, DatabaseUnusable.
     """
     if settings.database_url is None:
         upgrade(directory.database_url)
@@ -40,19 +43,30 @@ def create_app(settings: Settings, *, database_url: str, server_id: str) -> Fast
     """The application; its history is opened at start-up and written out at shutdown."""
     history = History(database_url, server_id=server_id)
     arithmetic = Arithmetic(settings.threads)
-    sessions = Sessions(DeviceStore(settings.memory_limit_bytes), arithmetic, history)
+    memory = DeviceStore(settings.memory_limit_bytes)
+    store = DurableStore(memory, settings.data.expanduser().resolve() / "sessions")
+    sessions = Sessions(store, arithmetic, history, _redis(settings, memory))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await history.start()
+        await sessions.recover()
+        await history.start(sessions.kept)
+        await sessions.warn_of_redis()
         # What is here now stays for good; without it a collection would stop every step for tens of milliseconds.
         gc.collect()
         gc.freeze()
         try:
             yield
         finally:
+            await sessions.close()
             arithmetic.close()
             await history.stop()
 
     services = Services(sessions, history, settings.idle_timeout_s)
     return build(services, version=__version__, lifespan=lifespan)
+
+
+def _redis(settings: Settings, memory: DeviceStore) -> RedisStore | None:
+    if settings.redis_url is None:
+        return None
+    return RedisStore(RedisServer(settings.redis_url), memory, require_durable=settings.redis_require_durable)

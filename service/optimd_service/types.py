@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 
+T = TypeVar("T")
 Outcome = Literal["applied", "buffered", "skipped_nonfinite"]
 Role = Literal["trained", "buffer", "frozen"]
+Durability = Literal["step", "checkpoint", "memory"]
 NonfinitePolicy = Literal["reject", "skip", "zero"]
 DEFAULT_GROUP = "default"
+
+
+class once(Generic[T]):  # noqa: N801  written above a method, as functools.cached_property is
+    """An attribute that is worked out when it is first asked for: functools.cached_property without its lock.
+
+    A push has a handful, and taking the locks costs it more than working them out.
+    """
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self._function = function
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, _: type) -> T:
+        value = owner.__dict__[self._name] = self._function(owner)
+        return value
 
 
 def utc_now() -> datetime:
@@ -124,7 +143,7 @@ class Layout:
         """The elements of one group in ``flat``, shape [at least the group's end]; no copy."""
         start, stop = self.groups[group]
         # A view of everything would be one too, and costs as much as a small update.
-        return flat if stop - start == len(flat) else flat[start:stop]
+        return flat if stop - start == flat.numel() else flat[start:stop]
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Name → view of ``flat`` (shape [numel]) in the tensor's own shape; no copy."""

@@ -13,7 +13,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPTIMD_URL", "OPTIMD_API_KEY", "OPTIMD_TIMEOUT", "OPTIMD_RETRIES", *PROXIES):
+    for name in ("OPTIMD_URL", "OPTIMD_API_KEY", "OPTIMD_TIMEOUT", "OPTIMD_RETRIES", "OPTIMD_CONNECTIONS", *PROXIES):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from optimd import errors
-from optimd._core import TRACKED, SessionCore
+from optimd._core import SessionCore
 from optimd._exchange import Reply, Request, Sleep
 from optimd._retry import Retry, ask, problem_in
+from optimd._time_travel import TRACKED
 
 READ = Request("GET", "/v1/sessions")
 UNREPEATABLE = Request("POST", "/v1/sessions", repeatable=False)
@@ -49,6 +50,7 @@ def play(request: Request, answers: list[Reply | Exception], retries: int = 3) -
         errors.TimedOut("silent"),
         problem("body-timeout", 408),
         problem("step-in-flight", 409),
+        problem("stale-replica", 409),
         problem("later", 429),
         problem("gateway", 502),
         problem("history-unavailable", 503),

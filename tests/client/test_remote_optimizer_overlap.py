@@ -50,19 +50,20 @@ def kinds(pushes: Pushes) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "limit", "wanted"),
+    ("sizes", "full", "wanted"),
     [
         ({}, 10, []),
         ({"a": 4, "b": 4, "c": 4}, 8, [("b", "c"), ("a",)]),
         ({"a": 4, "b": 4, "c": 4}, 12, [("a", "b", "c")]),
-        ({"a": 4, "huge": 99, "b": 4}, 8, [("b",), ("huge",), ("a",)]),
-        ({"a": 0, "b": 8, "c": 0}, 8, [("a", "b", "c")]),
+        ({"a": 4, "huge": 99, "b": 4}, 8, [("huge", "b"), ("a",)]),
+        ({"a": 0, "b": 8, "c": 0}, 8, [("b", "c"), ("a",)]),
+        ({"0.weight": 9, "0.bias": 1, "1.weight": 9, "1.bias": 1}, 8, [("1.weight", "1.bias"), ("0.weight", "0.bias")]),
     ],
 )
-def test_buckets_are_runs_of_the_layout_from_its_end(
-    sizes: dict[str, int], limit: int, wanted: list[tuple[str, ...]]
+def test_buckets_are_full_runs_of_the_layout_from_its_end(
+    sizes: dict[str, int], full: int, wanted: list[tuple[str, ...]]
 ) -> None:
-    assert buckets(sizes, limit) == wanted
+    assert buckets(sizes, full) == wanted
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.routing import Route
 
-from optimd_service.api import advice, catalogue, health, history, openapi, params, problems, sessions
+from optimd_service.api import advice, catalogue, health, history, openapi, params, problems, sessions, time_travel
 from optimd_service.api.query import only_known_parameters
 from optimd_service.api.services import Services
 from optimd_service.api.steps import PUSH_ENDPOINT
@@ -31,7 +31,7 @@ def build(services: Services, *, version: str, lifespan: Lifespan) -> FastAPI:
     )
     app.state.services = services
     app.router.routes.append(Route(openapi.STEPS_PATH, PUSH_ENDPOINT, methods=["POST"]))
-    for module in (sessions, params, history, catalogue, advice, health, problems):
+    for module in (sessions, params, time_travel, history, catalogue, advice, health, problems):
         app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
     app.include_router(sessions.costs, dependencies=[Depends(only_known_parameters)])
     problems.install(app)

@@ -16,6 +16,13 @@ CREATE: dict[str, Any] = {
 }
 CHANGE: dict[str, Any] = {"optimizer": {"lr": 0.01}, "groups": [{"name": "no_decay", "lr": 0.02}]}
 EXCHANGE: dict[str, Any] = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "carry": {"momentum_buffer": "exp_avg"}}
+CHECKPOINT: dict[str, Any] = {"label": "best"}
+ROLLBACK: dict[str, Any] = {"label": "best"}
+FORK: dict[str, Any] = {"label": "best", "name": "with half the rate", "optimizer": {"lr": 0.05}}
+WHAT_IF: dict[str, Any] = {
+    "grads": {"weight": [[0.1, -0.2]], "bias": [0.05]},
+    "candidates": [{"optimizer": {"lr": 0.01}}, {"name": "plain", "optimizer": {"name": "sgd", "lr": 0.1}}],
+}
 PARAMS: dict[str, Any] = {"params": {"weight": [[0.5, -0.5]], "bias": [0.0]}}
 PUSH: dict[str, Any] = {"grads": {"weight": [[0.1, -0.2]], "bias": [0.05]}, "loss": 0.7, "num_examples": 64}
 ADVICE: dict[str, Any] = {

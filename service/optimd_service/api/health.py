@@ -24,9 +24,11 @@ async def healthz() -> Response:
 
 @router.get("/readyz", **reference.READY)
 async def readyz(services: Provided) -> Response:
-    """The server takes work, and its history is being recorded."""
+    """The server takes work, its history is being recorded, and Redis answers, if there is one."""
     history = asdict(services.history.health())
     if history["failing"]:
         raise HistoryUnavailable("The history database does not answer; steps go on, and their rows wait.", **history)
-    body = {"status": "ready", "sessions": len(services.sessions), "history": history}
+    warnings = await services.sessions.redis_warnings()
+    redis = None if warnings is None else {"warnings": warnings}
+    body = {"status": "ready", "sessions": len(services.sessions), "history": history, "redis": redis}
     return Response(write_json(body), media_type=JSON)

@@ -22,12 +22,22 @@ router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["history"])
 LARGEST = 2**63 - 1
 After = Annotated[int, Query(ge=0, le=LARGEST, description="Rows beyond this one.")]
 Limit = Annotated[int, Query(ge=1, le=10_000, description="Most rows of a page.")]
+Superseded = Annotated[
+    bool,
+    Query(description="In place of its steps those that the session no longer stands on, as they were rolled back."),
+]
 
 
 @router.get("/steps", **reference.STEPS)
-async def list_steps(session_id: str, services: Provided, after: After = 0, limit: Limit = 1000) -> Response:
-    """The steps recorded, ascending."""
+async def list_steps(
+    session_id: str, services: Provided, *, after: After = 0, limit: Limit = 1000, superseded: Superseded = False
+) -> Response:
+    """The steps recorded, ascending; or those that were rolled back, as they were."""
     await services.sessions.known(session_id)
+    if superseded:
+        left = await services.history.superseded_steps(session_id, after=after, limit=limit + 1)
+        last = left[limit - 1][0] if len(left) > limit else None
+        return await written(services, lambda: {"steps": [_step(row) for _, row in left[:limit]], "next": last})
     rows = await services.history.steps(session_id, after=after, limit=limit + 1)
     more = rows[limit - 1].receipt.step if len(rows) > limit else None
     return await written(services, lambda: {"steps": [_step(row) for row in rows[:limit]], "next": more})

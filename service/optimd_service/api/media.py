@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from optimd_service.errors import NotAcceptable, UnsupportedMediaType
@@ -15,6 +16,8 @@ _KINDS: dict[str, Kind] = {SAFETENSORS: "safetensors", "application/octet-stream
 _ANYTHING = {"*/*", "application/*"}
 
 
+# Remembered, since a client says the same with every request.
+@lru_cache(maxsize=64)
 def kind_of_body(content_type: str | None, *, supported: tuple[Kind, ...] = ("safetensors", "json")) -> Kind:
     """The kind that Content-Type names. Raises: UnsupportedMediaType."""
     kind = _KINDS.get((content_type or "").partition(";")[0].strip().lower())
@@ -27,6 +30,7 @@ def kind_of_body(content_type: str | None, *, supported: tuple[Kind, ...] = ("sa
     return kind
 
 
+@lru_cache(maxsize=64)
 def kind_of_reply(accept: str | None, *, default: Kind) -> Kind:
     """The kind that Accept likes best. Raises: NotAcceptable."""
     if accept is None:

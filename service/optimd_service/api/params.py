@@ -10,10 +10,13 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from optimd_service.api import reference
-from optimd_service.api.headers import header
+from optimd_service.api.direct import share
+from optimd_service.api.headers import header, if_match
 from optimd_service.api.media import MEDIA_TYPES, Kind, kind_of_body, kind_of_reply
+from optimd_service.api.ranges import ACCEPTED, Range
 from optimd_service.api.reply import EncodedResponse
 from optimd_service.api.services import Provided
+from optimd_service.session import changing
 from optimd_service.session.averages import Averaged
 from optimd_service.session.description import read_exchange
 from optimd_service.session.facts import refuse_unknown
@@ -53,17 +56,27 @@ async def pull(
     if not await _is_newer(session, request):
         return Response(status_code=304, headers=_etag(session.version))
     snapshot = await (session.pull() if weights == "current" else session.averaged(weights))
+    part, about = None, {}
     try:
+        if match := if_match(request.scope):
+            match.check(snapshot.version)
         encoded = await session.lane.run(_encode, session, snapshot, kind, wanted, names)
+        if kind == "safetensors":
+            part, about = Range.read(request.scope, snapshot.version), ACCEPTED
+        if part:
+            share(request.scope)
+            encoded, placed = part.of(encoded)
+            about = {**about, **placed}
     except BaseException:
         snapshot.release()
         raise
     return EncodedResponse(
         encoded,
         media_type=MEDIA_TYPES[kind],
-        headers=_etag(snapshot.version),
+        headers={**_etag(snapshot.version), **about},
         sending=services.sending(request.scope, session.lane),
         release=snapshot.release,
+        status_code=200 if part is None else 206,
     )
 
 
@@ -91,16 +104,16 @@ async def put_params(session_id: str, request: Request, services: Provided) -> R
     """Replace the weights; the optimizer's state stays."""
     kind = kind_of_body(request.headers.get("content-type"))
     session = await services.sessions.get(session_id)
-    async with session.replacing(_if_match(request)):
+    async with session.replacing(if_match(request.scope)):
         body = services.body(request.scope, request.receive)
         if kind == "json":
             received = await receive_json(body, tensors="params")
             await session.lane.run(lambda: refuse_unknown(received.fields(), frozenset({"params"})))
-            version = await session.put_params(received)
+            version = await changing.put_params(session, received)
         else:
-            version = await session.put_params(
-                await receive_safetensors(body, session.weight_headers, session.landing_place, run=session.lane.run)
-            )
+            place = session.landing_place
+            sent = await receive_safetensors(body, session.weight_headers, place, run=session.lane.run)
+            version = await changing.put_params(session, sent)
     return _replaced(version)
 
 
@@ -129,11 +142,11 @@ async def put_state(
     """Bring optimizer state in; the weights stay. With ``strict=false`` also a part of it."""
     kind_of_body(request.headers.get("content-type"), supported=("safetensors",))
     session = await services.sessions.get(session_id)
-    async with session.replacing(_if_match(request)):
+    async with session.replacing(if_match(request.scope)):
         headers = StateHeaders(session.plan, strict=strict)
         body = services.body(request.scope, request.receive)
         received = await receive_safetensors(body, headers, None, run=session.lane.run)
-        version = await session.put_state(StateBody(received, headers))
+        version = await changing.put_state(session, StateBody(received, headers))
     return _replaced(version, **({} if strict else {"passed_over": headers.passed_over}))
 
 
@@ -145,13 +158,8 @@ async def put_optimizer(session_id: str, request: Request, services: Provided) -
     body = services.body(request.scope, request.receive)
     received = await receive_json(body, tensors="params")
     wanted = await session.lane.run(lambda: read_exchange(read_object(received.text)))
-    change, version = await services.sessions.exchange(session, wanted, _if_match(request))
+    change, version = await services.sessions.exchange(session, wanted, if_match(request.scope))
     return _replaced(version, **change.report())
-
-
-def _if_match(request: Request) -> Match | None:
-    value = header(request.scope, b"if-match")
-    return None if value is None else Match.read(value)
 
 
 def _replaced(version: Version, **report: Any) -> Response:

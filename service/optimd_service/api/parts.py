@@ -28,7 +28,7 @@ async def take_part(
     async with session.assembling(part, precondition) as arriving:
         received = await _receive(open_body(), kind, session, arriving, precondition)
         if part.completes:
-            return await session.apply(received, precondition, following=following)
+            return await session.apply(received, precondition, arriving.contribution.incoming, following)
         return await session.keep(received)
 
 
@@ -37,11 +37,13 @@ async def _receive(
 ) -> PartBody:
     if kind == "json":
         return PartBody(await receive_json_part(body), arriving)
+    incoming = arriving.contribution.incoming
     received = await receive_safetensors(
         body,
         PartHeaders(session.part_headers, arriving),
         session.grads,
         run=session.lane.run,
         digested=arriving.completes and precondition.key is not None,
+        watch=None if incoming is None else incoming.watch,
     )
     return PartBody(received, arriving)

@@ -15,15 +15,25 @@ from starlette.routing import compile_path
 from optimd_service.api import reference
 from optimd_service.api.media import JSON
 from optimd_service.api.operation import PROBLEM_JSON
-from optimd_service.errors import InsufficientMemory, InvalidField, MethodNotAllowed, NotFound, Problem, every_problem
+from optimd_service.errors import (
+    InsufficientMemory,
+    InvalidField,
+    MethodNotAllowed,
+    NotFound,
+    Problem,
+    RangeNotSatisfiable,
+    every_problem,
+)
 from optimd_service.wire.disconnected import Disconnected
 from optimd_service.wire.json import write_json
 
 router = APIRouter(tags=["server"])
 log = logging.getLogger("optimd")
+# How torch tells that the host has no memory, in a RuntimeError like any other.
+_HOSTS_ALLOCATOR = "DefaultCPUAllocator"
 _NO_ROOM = (
-    "The session's device has no memory free for this call; nothing was changed. Send it again when others have freed "
-    "some, or delete a session there."
+    "There is no memory free for this call where the session lies; nothing was changed. Send it again when others have "
+    "freed some, or delete a session there."
 )
 
 
@@ -43,6 +53,8 @@ def problem_response(problem: Problem) -> Response:
     headers = {} if problem.retry_after_s is None else {"Retry-After": str(problem.retry_after_s)}
     if isinstance(problem, MethodNotAllowed):
         headers["Allow"] = problem.evidence["allow"]
+    if isinstance(problem, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{problem.evidence['length']}"
     return Response(write_json(document(problem)), problem.status, headers, PROBLEM_JSON)
 
 
@@ -52,6 +64,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_parameter)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _routing_error)  # type: ignore[arg-type]
     app.add_exception_handler(Disconnected, _gone)
+    app.add_exception_handler(MemoryError, _internal)
     app.add_exception_handler(torch.OutOfMemoryError, _internal)
     app.add_exception_handler(Exception, _internal)
 
@@ -90,7 +103,7 @@ def answer(error: Exception) -> Response:
     """The reply to any error; one that is no problem of ours is logged, and tells the caller nothing more."""
     if isinstance(error, Problem):
         return problem_response(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _HOSTS_ALLOCATOR in str(error):
         return problem_response(InsufficientMemory(_NO_ROOM))
     log.error("internal error", exc_info=error)
     return problem_response(Problem("The server failed; its log says why. Nothing of your request was kept."))

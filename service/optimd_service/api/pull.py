@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from optimd_service.api.media import Kind
+from optimd_service.api.media import MEDIA_TYPES, Kind
 from optimd_service.errors import InvalidField
 from optimd_service.session.session import Session
 from optimd_service.wire.dtypes import queried_dtype
@@ -38,6 +38,8 @@ class Pull:
 
         Raises: InvalidField.
         """
+        if not query and not weightless:
+            return _USUAL[kind]
         pull = cls._weights(kind, query, weightless=weightless)
         place = query.get("receipt", "first")
         if place not in {"first", "last"} or (place == "last" and not (pull.weights and kind == "safetensors")):
@@ -45,7 +47,7 @@ class Pull:
                 f"receipt={place[:80]!r}: it is `first`, or in a reply with weights in safetensors `last`.",
                 field="receipt",
             )
-        return replace(pull, receipt_last=place == "last")
+        return replace(pull, receipt_last=True) if place == "last" else pull
 
     @classmethod
     def _weights(cls, kind: Kind, query: Mapping[str, str], *, weightless: bool) -> Pull:
@@ -85,3 +87,6 @@ class Pull:
     def is_quick(self, session: Session) -> bool:
         """Whether little is to be done for the reply before it is sent."""
         return not self.weights or (session.tiny and self.kind == "safetensors")
+
+
+_USUAL: Mapping[Kind, Pull] = {kind: Pull(kind, weights=True) for kind in MEDIA_TYPES}

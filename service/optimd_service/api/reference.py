@@ -7,7 +7,10 @@ from optimd_service.api import documents, examples
 from optimd_service.api.media import SAFETENSORS
 from optimd_service.api.operation import header, json_body, operation, problems, reply, safetensors_body
 from optimd_service.session.advice import Task
+from optimd_service.session.branching import ForkDescription
 from optimd_service.session.description import OptimizerExchange, SessionChange, SessionDescription
+from optimd_service.session.moment import CheckpointOrder, Rollback
+from optimd_service.session.what_if import WhatIfBody
 
 _BODY = (errors.MalformedJson, errors.TooLarge, errors.UnsupportedMediaType, errors.BodyTimeout, errors.InvalidField)
 _TENSORS = (
@@ -17,13 +20,25 @@ _TENSORS = (
     errors.TensorMismatch,
     errors.ShapeMismatch,
 )
-_LIVE = (errors.SessionNotFound, errors.SessionLost, errors.HistoryUnavailable)
-_WRITTEN = (errors.StaleStep, errors.MalformedHeader, errors.StateDamaged, errors.InsufficientMemory)
+_REDIS = (errors.RedisUnavailable, errors.StaleReplica)
+_LIVE = (errors.SessionNotFound, errors.SessionLost, errors.HistoryUnavailable, *_REDIS)
+_DURABLE = (errors.JournalFailed, errors.JournalCorrupt, errors.DiskFull, errors.RedisFull)
+_WRITTEN = (
+    errors.StaleStep,
+    errors.MalformedHeader,
+    errors.StateDamaged,
+    errors.StepUndone,
+    errors.InsufficientMemory,
+    *_DURABLE,
+)
 
 IF_MATCH = header("If-Match", "Do it only if the session stands here: a version, or the step alone.", '"3.0"')
 KEY = header("Idempotency-Key", "The push of this key happens once. 1 to 255 visible ASCII characters.", "7c9e6679")
 IF_NONE_MATCH = header("If-None-Match", "304 while the session still stands here.", '"3.0"')
 PREFER = header("Prefer", "With If-None-Match: wait so many seconds (60 at most) for a newer version.", "wait=30")
+RANGE = header("Range", "One range of the safetensors body's bytes; several are passed over.", "bytes=0-1048575")
+IF_RANGE = header("If-Range", "With Range: all of the body unless the session still stands here.", '"3.0"')
+CONTENT_RANGE = header("Content-Range", "The body is this segment of a push's.", "bytes 0-8388687/16777296")
 ACCEPT = header("Accept", "The kind of reply wanted.", SAFETENSORS)
 WEIGHTS = safetensors_body("Every tensor of the session; `step` and `etag` in `__metadata__`.")
 
@@ -31,7 +46,15 @@ CREATE = operation(
     "Create a session",
     {
         201: reply("The session.", json_body(documents.SessionDocument), etag=True),
-        **problems(*_TENSORS, errors.InvalidHyperparameter, errors.NonfiniteParams, errors.InsufficientMemory),
+        **problems(
+            *_TENSORS,
+            errors.InvalidHyperparameter,
+            errors.NonfiniteParams,
+            errors.InsufficientMemory,
+            errors.RedisUnavailable,
+            errors.RedisNotDurable,
+            errors.RedisFull,
+        ),
     },
     body=json_body(SessionDescription, examples.CREATE)
     | safetensors_body("The first weights; everything else as JSON text in `__metadata__`'s `session`."),
@@ -56,14 +79,14 @@ INSPECT = operation(
     "Inspect a session",
     {
         200: reply("The session.", json_body(documents.SessionDocument), etag=True),
-        **problems(errors.SessionNotFound, errors.InvalidField, errors.HistoryUnavailable),
+        **problems(*_LIVE, errors.InvalidField),
     },
 )
 CHANGE = operation(
     "Change hyperparameters",
     {
         200: reply("The session as it now stands.", json_body(documents.SessionDocument), etag=True),
-        **problems(*_LIVE, *_BODY, errors.InvalidHyperparameter),
+        **problems(*_LIVE, *_BODY, *_DURABLE, errors.StateDamaged, errors.InvalidHyperparameter),
     },
     body=json_body(SessionChange, examples.CHANGE),
 )
@@ -71,17 +94,26 @@ DELETE = operation(
     "Delete a session and its history",
     {
         204: reply("Gone."),
-        **problems(errors.SessionNotFound, errors.InvalidField, errors.HistoryUnavailable),
+        **problems(errors.SessionNotFound, errors.InvalidField, errors.HistoryUnavailable, errors.RedisUnavailable),
     },
 )
 PULL = operation(
     "Pull weights",
     {
         200: reply("The weights of exactly one version.", WEIGHTS | json_body(documents.ParamsReply), etag=True),
+        206: reply("The bytes that Range names.", WEIGHTS, etag=True),
         304: reply("The session still stands where If-None-Match says.", etag=True),
-        **problems(*_LIVE, errors.NotAcceptable, errors.InvalidField, errors.MalformedHeader, errors.StateDamaged),
+        **problems(
+            *_LIVE,
+            errors.NotAcceptable,
+            errors.InvalidField,
+            errors.MalformedHeader,
+            errors.StaleStep,
+            errors.RangeNotSatisfiable,
+            errors.StateDamaged,
+        ),
     },
-    parameters=(IF_NONE_MATCH, PREFER, ACCEPT),
+    parameters=(IF_NONE_MATCH, PREFER, IF_MATCH, RANGE, IF_RANGE, ACCEPT),
 )
 PUT_PARAMS = operation(
     "Set weights",
@@ -121,6 +153,70 @@ EXCHANGE = operation(
     body=json_body(OptimizerExchange, examples.EXCHANGE),
     parameters=(IF_MATCH,),
 )
+_KEPT = (*_LIVE, *_BODY, errors.StateDamaged, errors.JournalFailed, errors.JournalCorrupt, errors.CheckpointCorrupt)
+CHECKPOINT = operation(
+    "Make a checkpoint",
+    {
+        201: reply("What is kept.", json_body(documents.CheckpointDocument), etag=True),
+        **problems(*_KEPT, errors.DiskFull),
+    },
+    body=json_body(CheckpointOrder, examples.CHECKPOINT),
+)
+CHECKPOINT["openapi_extra"]["requestBody"]["required"] = False
+CHECKPOINTS = operation(
+    "What a session can go back to",
+    {
+        200: reply("Checkpoints, and steps that can be returned to.", json_body(documents.CheckpointList)),
+        **problems(*_LIVE, errors.InvalidField, errors.JournalFailed, errors.JournalCorrupt),
+    },
+)
+DELETE_CHECKPOINT = operation(
+    "Remove a labelled checkpoint",
+    {204: reply("Gone."), **problems(*_KEPT, errors.StepNotRetained, errors.DiskFull)},
+)
+ROLLBACK = operation(
+    "Return to where the session stood",
+    {
+        200: reply("Where the session stands now.", json_body(documents.RollbackReport), etag=True),
+        **problems(*_KEPT, *_WRITTEN, errors.StepNotRetained),
+    },
+    body=json_body(Rollback, examples.ROLLBACK),
+    parameters=(IF_MATCH,),
+)
+FORK = operation(
+    "Branch off a session",
+    {
+        201: reply("The new session.", json_body(documents.SessionDocument), etag=True),
+        **problems(
+            *_KEPT,
+            errors.InvalidHyperparameter,
+            errors.InsufficientMemory,
+            errors.StepNotRetained,
+            errors.RedisNotDurable,
+            errors.RedisFull,
+            errors.DiskFull,
+        ),
+    },
+    body=json_body(ForkDescription, examples.FORK),
+)
+FORK["openapi_extra"]["requestBody"]["required"] = False
+WHAT_IF = operation(
+    "Try one gradient under several settings",
+    {
+        200: reply("What each would do.", json_body(documents.WhatIfReport)),
+        **problems(
+            *_LIVE,
+            *_TENSORS,
+            errors.InvalidHyperparameter,
+            errors.NonfiniteGradients,
+            errors.InsufficientMemory,
+            errors.StateDamaged,
+        ),
+    },
+    body=safetensors_body("Gradients of every trained tensor; `candidates` as JSON text in `__metadata__`.")
+    | json_body(WhatIfBody, examples.WHAT_IF),
+)
+FORK["responses"][201]["headers"]["Location"] = {"description": "Its path.", "schema": {"type": "string"}}
 PUSH = operation(
     "Push gradients, step, pull",
     {
@@ -130,6 +226,7 @@ PUSH = operation(
             | json_body(documents.PushReply),
             etag=True,
         ),
+        202: reply("A segment that does not lead has come.", json_body(documents.SegmentReply)),
         **problems(
             *_LIVE,
             *_TENSORS,
@@ -142,6 +239,9 @@ PUSH = operation(
             errors.NonfiniteParams,
             errors.KeyReused,
             errors.PreconditionRequired,
+            errors.SegmentsIncomplete,
+            errors.SegmentMisplaced,
+            errors.SegmentsNotTaken,
         ),
     },
     body=safetensors_body(
@@ -188,6 +288,7 @@ PUSH = operation(
         },
         IF_MATCH,
         KEY,
+        CONTENT_RANGE,
         ACCEPT,
     ),
 )
@@ -233,7 +334,7 @@ READY = operation(
     "Ready",
     {
         200: reply("Ready.", json_body(documents.Readiness)),
-        **problems(errors.HistoryUnavailable),
+        **problems(errors.HistoryUnavailable, errors.RedisUnavailable, errors.RedisNotDurable),
     },
 )
 PROBLEMS = operation("Every problem this server answers with", {200: reply("All.", json_body(documents.ProblemList))})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,8 +20,7 @@ from optimd_service.wire.encode import Encoded
 JOINED_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Sending:
+class Sending(NamedTuple):
     """How large bodies are sent.
 
     Attributes:
@@ -75,11 +74,14 @@ class EncodedResponse(Response):
             self._release()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         length, pieces, last = len(self._encoded), self._encoded.pieces(), b""
         transfer = self._sending.transfer
-        if length <= JOINED_BYTES:
-            last = await self._sending.run(b"".join, pieces) if self._encoded.payload.waits else b"".join(pieces)
+        small, waits = length <= JOINED_BYTES, self._encoded.payload.waits
+        if small and not waits and transfer and transfer.direct.reply(self.status_code, self.raw_headers, pieces):
+            return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if small:
+            last = await self._sending.run(b"".join, pieces) if waits else b"".join(pieces)
         elif length >= LARGE and transfer is not None:
             await transfer.send(pieces, length)
         else:

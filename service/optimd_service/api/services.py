@@ -8,6 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from starlette.types import Receive, Scope
 
+from optimd_service.api.direct import Direct
 from optimd_service.api.headers import header
 from optimd_service.api.reply import Sending
 from optimd_service.api.transfer import Transfer
@@ -34,6 +35,10 @@ class Services:
 
     def body(self, scope: Scope, receive: Receive) -> Body:
         """The body of a request."""
+        direct = Direct.of(scope)
+        arrived = None if direct is None else direct.arrived()
+        if arrived is not None:
+            return Body(receive, idle_timeout_s=self.idle_timeout_s, arrived=arrived)
         length = header(scope, b"content-length") or ""
         return Body(
             receive,

@@ -35,7 +35,7 @@ async def create(request: Request, services: Provided) -> Response:
         session = await _create_from_json(body, services)
     else:
         session = await _create_from_safetensors(body, services)
-    reply = await _represented(session, 201)
+    reply = await represented(session, 201)
     reply.headers["Location"] = f"/v1/sessions/{session.id}"
     return reply
 
@@ -99,9 +99,9 @@ def _listed(row: SessionRow, session: Session | None, newest: Mapping[str, int])
 @router.get("/{session_id}", **reference.INSPECT)
 async def inspect(session_id: str, services: Provided) -> Response:
     """One session; a lost one as history remembers it."""
-    session = services.sessions.find(session_id)
+    session = await services.sessions.awaited(session_id)
     if session is not None:
-        return await _represented(session)
+        return await represented(session)
     row = await services.history.session(session_id)
     if row is None:
         raise services.sessions.unknown(session_id)
@@ -118,7 +118,7 @@ async def change(session_id: str, request: Request, services: Provided) -> Respo
     received = await receive_json(body, tensors="params")
     described = await session.lane.run(lambda: read_change(read_object(received.text)))
     await services.sessions.change(session, described)
-    return await _represented(session)
+    return await represented(session)
 
 
 @router.delete("/{session_id}", **reference.DELETE)
@@ -128,7 +128,9 @@ async def delete(session_id: str, services: Provided) -> Response:
     return Response(status_code=204)
 
 
-async def _represented(session: Session, status: int = 200) -> Response:
+async def represented(session: Session, status: int = 200) -> Response:
+    """The whole of a session."""
+
     # In a thread: a session may have a hundred thousand tensors.
     def reply() -> Response:
         document = represent(session)

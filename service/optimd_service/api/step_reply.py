@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,8 +25,7 @@ TRAILING = "#receipt"
 """The tensor that the receipt stands in where it comes last; no tensor of a session is called so."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepReply:
+class StepReply(NamedTuple):
     """How pushes to a session are answered that want the same."""
 
     session: Session
@@ -64,7 +63,7 @@ class StepReply:
     @property
     def may_follow(self) -> bool:
         """Whether the reply can begin before the step has ended."""
-        return self.pull.receipt_last and not self.session.tiny and self.sending.transfer is not None
+        return self.pull.receipt_last and self.session.follows and self.sending.transfer is not None
 
     def _response(self, encoded: Encoded, version: Version, release: Callable[[], None]) -> EncodedResponse:
         return EncodedResponse(

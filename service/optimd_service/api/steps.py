@@ -13,12 +13,14 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
 
+from optimd_service.api.direct import share
 from optimd_service.api.headers import header
 from optimd_service.api.media import Kind, kind_of_body, kind_of_reply
 from optimd_service.api.parts import take_part
 from optimd_service.api.pull import Pull
 from optimd_service.api.query import refuse_unknown_parameters
 from optimd_service.api.reply import EncodedResponse
+from optimd_service.api.segments import bring, read_segment, require_segments, take_lead
 from optimd_service.api.services import services_of
 from optimd_service.api.step_reply import StepReply
 from optimd_service.session.contribution import Part
@@ -49,7 +51,16 @@ class StepEndpoint:
         reply = StepReply(session, pull, services.sending(scope, session.lane))
         following = Following() if reply.may_follow else None
         open_body = partial(services.body, scope, receive)
-        if part is None:
+        segment = read_segment(scope)
+        if segment is not None:
+            share(scope)
+            key = require_segments(session, body_kind, precondition, whole=part is None)
+            meeting = session.segments.meeting(key, services.idle_timeout_s, leads=segment.leads)
+            if not segment.leads:
+                await (await bring(open_body, session, segment, meeting))(scope, receive, send)
+                return
+            taking = take_lead(open_body, session, segment, meeting, precondition, following)
+        elif part is None:
             taking = _take(open_body, body_kind, session, precondition, following)
         else:
             taking = take_part(open_body, body_kind, session, part, precondition, following)

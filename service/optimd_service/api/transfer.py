@@ -11,11 +11,12 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from starlette.types import Scope
 
 from optimd_service.api.direct import Direct
+from optimd_service.api.nearness import near_other_end
 from optimd_service.wire.body import silent_for
 from optimd_service.wire.disconnected import Disconnected
 from optimd_service.wire.elsewhere import Transfers
@@ -49,7 +50,8 @@ class Transfer:
             lent.settimeout(self.idle_timeout_s)
             try:
                 early = memoryview(bytes(before) + arrived)
-                await self._interruptible(lent, _fill, lent, early, places)
+                await self._interruptible(lent, partial(_fill, lent, early), places)
+                self.direct.shared_here = False  # weights in the reply come over this connection alone
             except TimeoutError:
                 raise silent_for(self.idle_timeout_s) from None
             except (OSError, Disconnected):
@@ -67,13 +69,16 @@ class Transfer:
         async with self.direct.sending(length) as lent:
             lent.settimeout(self.idle_timeout_s)
             try:
-                await self._interruptible(lent, _drain, lent, pieces)
+                await self._interruptible(lent, partial(_drain, lent), pieces)
             except OSError:
                 raise Disconnected from None
 
-    async def _interruptible(self, lent: socket.socket, function: Callable[..., None], *args: Any) -> None:
-        """Await ``function`` in a thread; whoever cancels need not wait until the other side has moved."""
-        moving = asyncio.ensure_future(self.threads.run(function, *args))
+    async def _interruptible(
+        self, lent: socket.socket, move: Callable[[Iterator[memoryview]], None], places: Iterator[memoryview]
+    ) -> None:
+        """Await ``move(places)`` in a thread; whoever cancels need not wait until the other side has moved."""
+        placed = partial(near_other_end, lent, move) if self.direct.shared_here else move
+        moving = asyncio.ensure_future(self.threads.run(placed, places))
         try:
             await asyncio.shield(moving)
         except asyncio.CancelledError:

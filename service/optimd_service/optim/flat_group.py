@@ -17,6 +17,9 @@ Numbers = dict[str, float]
 """What an optimizer remembers of a whole group beside its buffers, such as Prodigy's estimate d."""
 
 
+_LARGEST = {kind: float(np.finfo(kind).max) for kind in (np.float32, np.float64)}
+
+
 class FlatGroup(NamedTuple):
     """One group's weights, gradients and state at one step, or a part of them.
 
@@ -55,9 +58,12 @@ class FlatGroup(NamedTuple):
 
         Raises: ShapeMismatch, naming the first that is not as long as the weights; loops check no bounds.
         """
-        require_alike(self.params, grads=self.grads, **{name: self.state[name] for name in buffers})
         grads = self.grads.view(torch.uint16) if self.grads.dtype is torch.bfloat16 else self.grads
-        return tuple(tensor.numpy() for tensor in (self.params, grads, *(self.state[name] for name in buffers)))
+        arrays = tuple([tensor.numpy() for tensor in (self.params, grads, *[self.state[name] for name in buffers])])
+        length = arrays[0].size
+        if any(array.size != length for array in arrays):  # NumPy tells lengths faster than torch
+            require_alike(self.params, grads=self.grads, **{name: self.state[name] for name in buffers})
+        return arrays
 
     def constants(self, *values: float) -> tuple[np.floating[Any], ...]:
         """Numbers in the dtype of the arithmetic: one float64 among float32 would make a loop compute in float64.
@@ -65,8 +71,8 @@ class FlatGroup(NamedTuple):
         What is beyond the dtype becomes its largest number: infinity times a gradient of 0 would be NaN.
         """
         kind = np.float64 if self.params.dtype is torch.float64 else np.float32
-        largest = float(np.finfo(kind).max)
-        return tuple(kind(max(-largest, min(value, largest))) for value in values)
+        largest = _LARGEST[kind]
+        return tuple([kind(max(-largest, min(value, largest))) for value in values])
 
 
 def require_alike(params: Tensor, **others: Tensor | None) -> None:

@@ -131,7 +131,7 @@ def _survey_(optimizer: Optimizer[Any], group: FlatGroup, hyper: Hyperparameters
 def _each_block(group: FlatGroup, place: Workplace, function: Callable[[FlatGroup], T]) -> Iterable[T]:
     length, block = group.params.numel(), place.block
     if length <= block:
-        return [function(group)]
+        return (function(group),)
     return place.each(lambda at: function(group.part(at, min(at + block, length))), range(0, length, block))
 
 

@@ -20,6 +20,8 @@ R = TypeVar("R")
 SMALL = BLOCK
 # Bodies on their way at once; they wait for clients most of the time. Those beyond are moved by the event loop.
 TRANSFERS = 32
+# Checkpoints that are written at once.
+WRITERS = 4
 
 
 class Lane:
@@ -123,6 +125,8 @@ class Arithmetic:
 
     Attributes:
       transfers: for bodies that are received or sent; these threads may wait for a client.
+      waiting: for small work that waits for a disk or another server, many at once: they share its syncs.
+      disk: for what is written beside the steps.
     """
 
     def __init__(self, threads: int) -> None:
@@ -130,12 +134,16 @@ class Arithmetic:
         self.small = Lane("small", threads=threads, workers=1)
         self.large = Lane("large", threads=threads, workers=threads)
         self.transfers = Lane("transfer", threads=TRANSFERS, workers=1)
+        self.waiting = Lane("waiting", threads=TRANSFERS, workers=1)
+        self.disk = Lane("disk", threads=WRITERS, workers=1)
 
-    def lane(self, elements: int) -> Lane:
-        """The lane for work on this many elements."""
-        return self.small if elements <= SMALL else self.large
+    def lane(self, elements: int, *, waits: bool = False) -> Lane:
+        """The lane for work on this many elements; ``waits``: for more than a processor, each time."""
+        if elements > SMALL:
+            return self.large
+        return self.waiting if waits else self.small
 
     def close(self) -> None:
         """Wait for what runs, and end the threads."""
-        for lane in (self.small, self.large, self.transfers):
+        for lane in (self.small, self.large, self.transfers, self.waiting, self.disk):
             lane.close()

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from optimd_service.errors import ContributionIncomplete, InvalidField
+from optimd_service.session.incoming import Incoming
 from optimd_service.types import Layout, Version
 
 MAX_ID = 64
@@ -48,15 +49,20 @@ class Contribution:
 
     Attributes:
       version: what the session stood at when the first of them came.
+      incoming: judges them as they come, if anything does.
     """
 
     id: str
     version: Version
+    incoming: Incoming | None
     _arrived: set[str] = field(default_factory=set)
 
-    def arriving(self, names: Collection[str]) -> None:
-        """These are being written: they are missing until they have come whole."""
+    def arriving(self, names: Collection[str], layout: Layout) -> None:
+        """These, of ``layout``, are about to be written: they are missing until they have come whole."""
         self._arrived.difference_update(names)
+        if self.incoming is not None:
+            for name in names:
+                self.incoming.expect(layout.spans[name])
 
     def arrived(self, names: Collection[str]) -> None:
         """These have come; they take the place of any that came before."""

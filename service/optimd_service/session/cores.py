@@ -37,6 +37,26 @@ def away_from(core: int) -> Iterator[None]:
 
 
 @contextmanager
+def led() -> Iterator[Callable[[int], None]]:
+    """Let the calling thread be moved about. Yields: what moves it to a core, as far as it may run there."""
+    if _bind is None:
+        yield lambda _: None
+        return
+    bind, allowed, now = _bind, os.sched_getaffinity(0), -1
+
+    def lead(core: int) -> None:
+        nonlocal now
+        if core != now and core in allowed:
+            now = core
+            bind(0, {core})
+
+    try:
+        yield lead
+    finally:
+        bind(0, allowed)
+
+
+@contextmanager
 def _bound(choice: Callable[[set[int]], set[int]]) -> Iterator[None]:
     allowed = os.sched_getaffinity(0) if _bind is not None else set[int]()
     chosen = choice(allowed)

@@ -16,8 +16,9 @@ from optimd_service.optim.initialisers import Initialiser
 from optimd_service.optim.loss_scale import LossScale
 from optimd_service.optim.schedules import Schedule
 from optimd_service.optim.state_dtype import StateDtype
+from optimd_service.session.checkpointing import Checkpointing
 from optimd_service.session.wire_dtypes import Wire
-from optimd_service.types import NonfinitePolicy, Role
+from optimd_service.types import Durability, NonfinitePolicy, Role
 
 MAX_GROUPS = 1_000
 MAX_PATTERNS = 1_000
@@ -44,12 +45,14 @@ Size = Annotated[int, Field(ge=0, lt=2**63)]
 Dtype = Annotated[Literal["F32", "F64"], BeforeValidator(lambda v: v.upper() if isinstance(v, str) else v)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What is read by itself: each field is as its type says, and there is no other."""
+
     # strict: "0.1" is no number and true is no 1.
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-class TensorDescription(_Strict):
+class TensorDescription(Strict):
     """One tensor of the session."""
 
     name: Name = Field(description="Unique within the session.")
@@ -93,10 +96,14 @@ class OptimizerDescription(BaseModel):
         return dict(self.model_extra or {})
 
 
-class StorageDescription(_Strict):
+class StorageDescription(Strict):
     """Where weights and state live."""
 
-    backend: Literal["device"] = "device"
+    backend: Literal["device", "redis"] = Field(
+        "device",
+        description="`device`: the memory of one server. `redis`: Redis; every server that has the same one serves the "
+        "session, from a copy in its memory.",
+    )
     device: str = Field(
         "cpu",
         pattern=r"^(cpu|cuda(:[1-9]?[0-9])?)$",
@@ -105,7 +112,7 @@ class StorageDescription(_Strict):
     )
 
 
-class SessionDescription(_Strict):
+class SessionDescription(Strict):
     """The create body."""
 
     name: Title = Field("", description="For people.")
@@ -141,7 +148,12 @@ class SessionDescription(_Strict):
     swa: Swa | None = Field(None, description="Keep an equal average of the weights.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seeds the initialisers.")
     storage: StorageDescription = StorageDescription()
-    durability: Literal["memory"] = Field("memory", description="State lives in memory alone.")
+    durability: Durability = Field(
+        "step",
+        description="`step`: a step is on disk when it is acknowledged. `checkpoint`: acknowledged at once; a crash "
+        "loses what came since the last checkpoint, as `durable_step` in every receipt says. `memory`: all is lost.",
+    )
+    checkpoint: Checkpointing = Field(Checkpointing(), description="When checkpoints are made, and how many are kept.")
 
 
 class GroupChange(BaseModel):
@@ -156,7 +168,7 @@ class GroupChange(BaseModel):
         return dict(self.model_extra or {})
 
 
-class SessionChange(_Strict):
+class SessionChange(Strict):
     """The PATCH body."""
 
     name: Title | None = None
@@ -183,7 +195,7 @@ class OptimizerExchange(BaseModel):
         return dict(self.model_extra or {})
 
 
-class _Tensors(_Strict):
+class _Tensors(Strict):
     tensors: list[TensorDescription] = Field(min_length=1, max_length=MAX_TENSORS)
 
 
@@ -192,25 +204,26 @@ M = TypeVar("M", bound=BaseModel)
 
 def read_description(fields: dict[str, Any]) -> SessionDescription:
     """Check a create body. Raises: InvalidField naming the first field that is wrong."""
-    return _read(SessionDescription, fields)
+    return read_as(SessionDescription, fields)
 
 
 def read_change(fields: dict[str, Any]) -> SessionChange:
     """Check a PATCH body. Raises: InvalidField naming the first field that is wrong."""
-    return _read(SessionChange, fields)
+    return read_as(SessionChange, fields)
 
 
 def read_exchange(fields: dict[str, Any]) -> OptimizerExchange:
     """Check the body of an exchange of optimizers. Raises: InvalidField naming the first field that is wrong."""
-    return _read(OptimizerExchange, fields)
+    return read_as(OptimizerExchange, fields)
 
 
 def read_tensors(tensors: list[dict[str, Any]]) -> list[TensorDescription]:
     """Check tensors that were described by weights alone. Raises: InvalidField."""
-    return _read(_Tensors, {"tensors": tensors}).tensors
+    return read_as(_Tensors, {"tensors": tensors}).tensors
 
 
-def _read(model: type[M], fields: dict[str, Any]) -> M:
+def read_as(model: type[M], fields: dict[str, Any]) -> M:
+    """Check a body. Raises: InvalidField naming the first field that is wrong."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:

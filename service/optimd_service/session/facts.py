@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from optimd_service.errors import InvalidField
 
@@ -13,8 +12,7 @@ MAX_WORKER = 200
 _FIELDS = frozenset({"loss", "num_examples", "worker", "hyperparameters"})
 
 
-@dataclass(frozen=True, slots=True)
-class StepFacts:
+class StepFacts(NamedTuple):
     """Recorded with the step; ``hyperparameters`` hold for it alone.
 
     Attributes:
@@ -27,6 +25,10 @@ class StepFacts:
     num_examples: int | None = None
     worker: str | None = None
     hyperparameters: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``read`` would read again."""
+        return self._asdict()
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> StepFacts:

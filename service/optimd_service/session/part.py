@@ -50,6 +50,10 @@ class Arriving:
                 f"{name[:80]!r} stands in a part of a push; say it once, with complete=true.", field=name[:80]
             )
 
+    def begin(self, names: Collection[str]) -> None:
+        """Its tensors, which have been checked, are written anew from here on: what was seen of others is void."""
+        self.contribution.arriving(names, self.layout)
+
     def buffers_among(self, names: Collection[str]) -> list[str]:
         """Of ``names``, those of buffers."""
         of_buffers = self.layout.of_buffers.shapes
@@ -68,7 +72,7 @@ class PartHeaders:
         landing, metadata = self._headers.read(raw)
         self._arriving.check_facts(metadata.keys() - {LIBRARY_METADATA})
         self._arriving.check(landing.names)
-        self._arriving.contribution.arriving(landing.names)
+        self._arriving.begin(landing.names)
         return landing, metadata
 
 
@@ -107,6 +111,8 @@ class PartBody:
         whole, names = self.arriving.layout, self.received.names
         self.arriving.check(names)
         self.received.land_(flat, whole.pushable)
+        if isinstance(self.received, JsonPart):  # written just now, all or nothing; the other kind was as it came
+            self.arriving.begin(names)
         self.arriving.contribution.arrived(names)
         if self.arriving.completes:
             self.arriving.contribution.require_all(whole.trained)

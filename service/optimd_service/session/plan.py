@@ -22,6 +22,8 @@ from optimd_service.types import Buffers, BufferSize, Layout, Span
 EMA, SWA, ACCUMULATED = "weights.ema", "weights.swa", "grads.accumulated"
 HELD = "weights.held"  # by the client, where it is sent differences
 SCRATCH = "update.scratch"  # where a device steps
+TRANSIENT = frozenset({HELD, SCRATCH})
+"""Buffers that mean nothing to another process, nor to another session."""
 # Owners of numbers beside the groups.
 LOSS_SCALE, ACCUMULATE, AVERAGED, SCHEDULE = "loss_scale", "accumulate", "averaged", "schedule"
 
@@ -161,7 +163,7 @@ class Plan:
         dtype = self.policy.grad_dtype or self.layout.dtype
         return self.layout.trained.of_dtype(dtype), self.layout.pushable.of_dtype(dtype)
 
-    @property
+    @cached_property
     def tiny(self) -> bool:
         """Small enough in every respect to be stepped on the event loop."""
         few = len(self.layout.groups) <= FEW_GROUPS and len(self.layout.tensors) <= FEW_TENSORS

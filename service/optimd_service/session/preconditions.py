@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from optimd_service.errors import MalformedHeader, PreconditionRequired, StaleStep
 from optimd_service.types import Version
@@ -15,8 +15,7 @@ _KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY}}}")
 _ETAG = re.compile(r'(?:W/)?"(\d{1,19})(?:\.(\d{1,19}))?"')
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """The versions that a request accepts: (step, generation), or (step, None) for any generation of a step."""
 
     versions: Sequence[tuple[int, int | None]]
@@ -55,8 +54,7 @@ class Match:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Precondition:
+class Precondition(NamedTuple):
     """How a push makes sure that it happens once."""
 
     match: Match | None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Protocol
 
 import torch
 
@@ -18,19 +19,35 @@ from optimd_service.session.creation import refuse_nonfinite
 from optimd_service.session.facts import StepFacts
 from optimd_service.session.following import Following
 from optimd_service.session.gradients import gather_, is_within_range, rescale_, scale_of, temper_
-from optimd_service.session.incoming import Incoming
+from optimd_service.session.kept import Keeping
 from optimd_service.session.plan import SCHEDULE, Plan
 from optimd_service.session.rows import Landed, require_rows
 from optimd_service.session.settings import group_overrides
 from optimd_service.session.updating import average_, update_groups_
 from optimd_service.session.writing import writing
-from optimd_service.store.contract import Remembered, StoredState, Working
-from optimd_service.types import Outcome, Receipt, Version
+from optimd_service.store.contract import Record, Remembered, StoredState, Working
+from optimd_service.store.failpoints import failpoint
+from optimd_service.types import Outcome, Receipt, Version, once, utc_now
 from optimd_service.wire.json import finite_or_none
 from optimd_service.wire.received import Received
 
+PUSH = "push"
+"""The kind of a push's record."""
 
-@dataclass(frozen=True)
+
+class Arrived(Protocol):
+    """What has received a push."""
+
+    @property
+    def buffer(self) -> torch.Tensor:
+        """Where it lies, shape [at least its elements]."""
+
+    @property
+    def norm(self) -> float | None:
+        """The gradients' 2-norm, if they were judged on their way."""
+
+
+@dataclass(eq=False)
 class Push:
     """A push that has arrived whole, and all that decides what it does.
 
@@ -39,6 +56,8 @@ class Push:
       usual: the session's plan, before this push's own ``hyperparameters``.
       incoming: where the gradients lie, if they did not wait to be landed.
       following: whoever reads the new weights while they are written.
+      keeping: takes the gradients for a store that keeps them; perhaps it has, as they came.
+      at: when it is committed.
     """
 
     session: str
@@ -46,35 +65,44 @@ class Push:
     key: str | None
     state: StoredState
     usual: Plan
-    incoming: Incoming | None = None
+    incoming: Arrived | None = None
     following: Following | None = None
+    keeping: Keeping | None = None
+    at: datetime = field(default_factory=utc_now)
 
-    @cached_property
+    @once
     def facts(self) -> StepFacts:
         return StepFacts.read(self.received.fields())
 
-    @cached_property
+    @once
     def digest(self) -> bytes:
         return self.received.digest()
 
-    @cached_property
+    @once
     def grads(self) -> torch.Tensor:
         """The gradients where they landed, shape [landed.layout.trained.numel]."""
         trained = self.landed.layout.trained.numel
-        return self.buffer if len(self.buffer) == trained else self.buffer[:trained]
+        return self.buffer if self.buffer.numel() == trained else self.buffer[:trained]
 
     @property
     def buffer(self) -> torch.Tensor:
         """Where the push lies, shape [pushable]."""
         return self.state.grads if self.incoming is None else self.incoming.buffer
 
-    @cached_property
+    @once
     def landed(self) -> Landed:
         """How the gradients lie. Raises: InvalidField, ShapeMismatch, for rows that cannot be stepped with."""
         given = self.received.rows(self.state.layout.pushable)
         if given:
             require_rows(self.plan, self._scheduled(self.state.read_state())[0], given)
         return Landed.of(self.state.layout, given)
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the gradients are, after they were stepped with, what they were before."""
+        policy = self.usual.policy
+        changed = policy.writes_gradients or policy.maximize or policy.accumulate is not None
+        return not changed and policy.nonfinite != "zero"
 
     def apply(self, place: Workplace) -> Receipt:
         """Step, completely or not at all, or find the receipt of the push that this one repeats.
@@ -113,13 +141,13 @@ class Push:
             )
         return first.receipt._replace(duplicate=True)
 
-    @cached_property
+    @once
     def overrides(self) -> tuple[Mapping[str, object], Mapping[str, Mapping[str, object]]]:
         """What holds for this step alone: for every group, and by group."""
         given = self.facts.hyperparameters
         return ({}, {}) if given is None else group_overrides(given)
 
-    @cached_property
+    @once
     def plan(self) -> Plan:
         base, own = self.overrides
         if not base and not own:
@@ -130,14 +158,18 @@ class Push:
         """Write the body into the session's buffer and judge the gradients: their norm, or None to skip the step."""
         landed, layout = self.landed, self.landed.layout
         holds_buffers = self.received.holds_buffers(layout)
-        self.received.land_(self.buffer, layout.pushable if holds_buffers else layout.trained, landed.grads)
+        of_push = layout.pushable if holds_buffers else layout.trained
+        self.received.land_(self.buffer, of_push, landed.grads)
         landed.land_(self.buffer)
+        if self.keeping is not None and self.keeping.entry is None:
+            self.keeping.keep(self.buffer[: of_push.numel], {name: rows for name, (rows, _) in landed.grads.items()})
         if holds_buffers:
             refuse_nonfinite(self._landed_buffers, layout.of_buffers)
         policy = self.usual.policy
         seen = None if self.incoming is None else self.incoming.norm
         norm = judge(self.grads, place.each) if seen is None else seen
         if not norm < math.inf and policy.nonfinite == "zero" and policy.loss_scale is None:
+            self._settle()
             zero_nonfinite_(self.grads)
             norm = judge(self.grads, place.each)
         if is_within_range(self.grads, norm, policy, self.state.numbers, self.plan.longest):
@@ -153,6 +185,11 @@ class Push:
             tensors=names,
         )
 
+    def _settle(self) -> None:
+        """From here on the gradients may be worked on where they lie."""
+        if self.keeping is not None:
+            self.keeping.settle()
+
     @property
     def _landed_buffers(self) -> torch.Tensor:
         """The new values of buffers, behind the gradients."""
@@ -161,6 +198,8 @@ class Push:
 
     def _step(self, working: Working, norm: float, place: Workplace) -> Receipt:
         plan, policy, layout = self.plan, self.plan.policy, self.state.layout
+        if policy.writes_gradients or policy.maximize:
+            self._settle()
         gathered = gather_(self.grads, norm, policy, working, place)
         if gathered is None:
             return self._unmoved(working, "buffered")
@@ -172,7 +211,11 @@ class Push:
         if following is not None:
             following.begin(working.params, Version(self.state.version.step + 1, self.state.version.generation))
         wrote = None if following is None else following.wrote
+        if self.state.records:  # not of what is rehearsed or done again
+            failpoint("session.before_update")
         norms = update_groups_(working, grads, plan, resolved, place, self.landed, wrote)
+        if self.state.records:
+            failpoint("session.mid_update")
         if self.received.holds_buffers(layout):
             buffers = slice(layout.trained.numel, layout.pushable.numel)
             working.params[buffers] = self._landed_buffers
@@ -213,8 +256,22 @@ class Push:
 
     def _commit(self, working: Working, receipt: Receipt) -> Receipt:
         version = Version(receipt.step, self.state.version.generation)
-        self.state.commit(working, version, self._remembered(receipt))
+        record = self._record(receipt, version) if self.state.records else None
+        self.state.commit(working, version, self._remembered(receipt), record)
         return receipt
+
+    def _record(self, receipt: Receipt, version: Version) -> Record:
+        fields = {
+            "version": version,
+            "key": self.key,
+            "digest": None if self.key is None else self.digest.hex(),
+            "buffers": self.received.holds_buffers(self.state.layout),
+            "payload": None if self.keeping is None else self.keeping.payload,
+            "facts": self.facts.to_json(),
+            "receipt": receipt._asdict(),
+            "at": self.at.isoformat(),
+        }
+        return Record(PUSH, fields, None if self.keeping is None else self.keeping.entry)
 
     def _skip(self, working: Working) -> Receipt:
         rescale_(self.plan.policy, working, finite=False)
@@ -237,7 +294,7 @@ class Push:
             clip_scale=1.0,
             update_norm=0.0,
             param_norm=None,
-            durable_step=self.state.durable_step,
+            durable_step=self.state.durable_with(step),
             loss_scale=scale_of(self.plan.policy, working.numbers),
         )
 

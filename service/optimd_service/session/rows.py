@@ -87,6 +87,8 @@ class Landed:
     @cached_property
     def groups(self) -> frozenset[str]:
         """The groups of the tensors of which rows came."""
+        if not self.grads:
+            return frozenset()
         return frozenset(tensor.group for tensor in self.whole.trained.tensors if tensor.name in self.grads)
 
 

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from optimd_service.errors import SessionNotFound
+from optimd_service.errors import Problem, SessionNotFound, StaleReplica, StateDamaged, StepUndone
 from optimd_service.history import History
-from optimd_service.optim import on_device
-from optimd_service.optim.update import Here, Workplace
+from optimd_service.optim.update import Workplace
 from optimd_service.session.arithmetic import Lane
 from optimd_service.session.averages import Averaged, Copied, averaged
-from optimd_service.session.blueprint import Blueprint
 from optimd_service.session.contribution import Part
-from optimd_service.session.creation import refuse_nonfinite
-from optimd_service.session.description import OptimizerExchange, SessionChange
-from optimd_service.session.exchange import Exchange, exchange, exchange_
 from optimd_service.session.exported import export_state
 from optimd_service.session.following import Following
 from optimd_service.session.gradients import scale_of
 from optimd_service.session.held import Held, Moving
-from optimd_service.session.imported import StateBody, import_state_
 from optimd_service.session.incoming import Incoming
+from optimd_service.session.kept import Keeping
 from optimd_service.session.part import Arriving, PartBody
 from optimd_service.session.plan import HELD, Plan
 from optimd_service.session.policy import Policy
 from optimd_service.session.preconditions import Match, Precondition
 from optimd_service.session.push import Push
-from optimd_service.session.rehearsal import rehearse
-from optimd_service.session.settings import Settings, own_values
+from optimd_service.session.rebuilding import place_of
+from optimd_service.session.segments import Segments
+from optimd_service.session.settings import Settings
+from optimd_service.session.sharing import LOOK_EVERY_S, STEP_AGAIN, Sharing
+from optimd_service.session.standing import Standing
 from optimd_service.session.stepped import Stepped
 from optimd_service.session.turns import Turns
+from optimd_service.session.upkeep import Upkeep, require_kept
 from optimd_service.session.waiters import Waiters
-from optimd_service.session.writing import writing
-from optimd_service.store.contract import Snapshot, StoredState, Working
-from optimd_service.types import Buffers, EventRow, Layout, Receipt, StepRow, Version, utc_now
+from optimd_service.store.checkpoint import CheckpointInfo
+from optimd_service.store.contract import Snapshot, StoredState
+from optimd_service.store.failpoints import failpoint
+from optimd_service.types import EventRow, Layout, Receipt, StepRow, Version
 from optimd_service.wire.encode import Encoder
 from optimd_service.wire.landing import HeaderReader, PartReader
 from optimd_service.wire.received import Received
@@ -51,32 +52,54 @@ class Session:
 
     Attributes:
       id: sorts by time of creation.
-      name, plan: as they stand now; the blueprint keeps what was said at creation.
-      skipped: pushes that the non-finite policy skipped.
+      standing: what it is, as it stands now.
       deleted: nothing is done for it any more.
       lane: the threads that compute for this session.
       held: what a client holds that is sent differences, if the session remembers it.
+      upkeep: what keeps it on disk, if anything does.
+      sharing: what tells of other servers' steps, where they serve it too.
+      stored: its committed state.   turns: the order in which it changes.   waiters: for a newer version.
       headers, encoder: read and write bodies that hold this session's tensors.
+      segments: where those of pushes meet that come over several connections.
     """
 
-    def __init__(self, session_id: str, blueprint: Blueprint, state: StoredState, lane: Lane, history: History) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        standing: Standing,
+        state: StoredState,
+        lane: Lane,
+        history: History,
+        upkeep: Upkeep | None = None,
+        sharing: Sharing | None = None,
+    ) -> None:
         self.id = session_id
-        self.created_at = utc_now()
-        self.blueprint = blueprint
-        self.name: str = blueprint.description.name
-        self.plan: Plan = blueprint.plan
-        self.skipped = 0
+        self.standing = standing
         self.lane = lane
-        self.headers = HeaderReader(*blueprint.plan.pushes, by_rows=True)
-        self.part_headers = PartReader(blueprint.plan.pushes[1])
-        self.weight_headers = HeaderReader(blueprint.layout)
-        self.encoder = Encoder(blueprint.layout)
-        self.held = Held(state.read_state().state[HELD]) if self.plan.policy.wire.difference else None
-        self._state = state
-        self._turns = Turns(version=lambda: state.version, known=lambda key: state.recall(key) is not None)
-        self._waiters = Waiters()
+        self.headers = HeaderReader(*self.plan.pushes, by_rows=True)
+        self.part_headers = PartReader(self.plan.pushes[1])
+        self.weight_headers = HeaderReader(self.layout)
+        self.encoder = Encoder(self.layout)
+        self.stored = state
+        self.held: Held | None = None
+        self.hold_anew()
+        self.upkeep = upkeep
+        self.sharing = sharing
+        self.turns = Turns(
+            version=lambda: state.version,
+            known=lambda key: state.recall(key) is not None,
+            incoming=lambda: self.incoming(whole=False),
+        )
+        self.waiters = Waiters()
+        self.segments = Segments()
         self.deleted = False
-        self._history = history
+        self.history = history
+        self._taken_at = state.version
+
+    def hold_anew(self) -> None:
+        """Know nothing of what a client holds any more: the buffer for it may be another."""
+        if self.plan.policy.wire.difference:
+            self.held = Held(self.stored.read_state().state[HELD])
 
     @property
     def tiny(self) -> bool:
@@ -84,22 +107,32 @@ class Session:
         return self.plan.tiny
 
     @property
+    def plan(self) -> Plan:
+        """What it does with the next push."""
+        return self.standing.plan
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether the body of a push may come over several connections."""
+        return not self.tiny and not self.policy.on_device
+
+    @property
     def layout(self) -> Layout:
-        return self.blueprint.layout
+        return self.standing.blueprint.layout
 
     @property
     def version(self) -> Version:
-        return self._state.version
+        return self.stored.version
 
     @property
     def loss_scale_now(self) -> float | None:
         """What the next loss is to be multiplied by; None without loss scaling."""
-        return scale_of(self.policy, self._state.numbers) if self.policy.loss_scale else None
+        return scale_of(self.policy, self.stored.numbers) if self.policy.loss_scale else None
 
     @property
     def held_bytes(self) -> int:
         """Weights, gradient buffer and state."""
-        return self._state.held_bytes
+        return self.stored.held_bytes
 
     @property
     def params_dtype(self) -> torch.dtype:
@@ -117,7 +150,7 @@ class Session:
     @property
     def grads(self) -> torch.Tensor:
         """Shape [pushable]; where a body lands whose sender holds the turn."""
-        return self._state.grads
+        return self.stored.grads
 
     @property
     def landing_place(self) -> torch.Tensor | None:
@@ -135,7 +168,7 @@ class Session:
         """
         if self.policy.may_stand_still:
             precondition.require_key(self.version)
-        return self._turns.push(precondition, whole=whole)
+        return self.turns.push(precondition, whole=whole)
 
     @asynccontextmanager
     async def assembling(self, part: Part, precondition: Precondition) -> AsyncIterator[Arriving]:
@@ -145,24 +178,37 @@ class Session:
         """
         turn = self.pushing(precondition, whole=False) if part.completes else self._taking(precondition.match)
         async with turn:
-            yield Arriving(self._turns.contribution(part.contribution), part.completes, self.layout)
+            yield Arriving(self.turns.contribution(part.contribution), part.completes, self.layout)
 
     async def keep(self, part: PartBody) -> Stepped:
         """Keep a part of a push until one comes that completes it; inside ``assembling``.
 
         Raises: SessionNotFound, and what ``Push.keep`` raises.
         """
-        async with self._turns.writing:
-            self._check_alive()
-            push = Push(self.id, part, None, self._state, self.plan)
+        async with self.writing():
+            push = Push(self.id, part, None, self.stored, self.plan)
             receipt = push.keep() if part.quick else await self.lane.run(push.keep)
-            return Stepped(receipt, self._state.snapshot())
+            return Stepped(receipt, self.stored.snapshot())
 
-    def incoming(self) -> Incoming | None:
-        """What receives the gradients of a push; those of a tiny session are judged as fast when they are there."""
+    def incoming(self, *, whole: bool = True) -> Incoming | None:
+        """What receives the gradients of a push; those of a tiny session are judged as fast when they are there.
+
+        Args:
+          whole: they come in one body.
+        """
         if self.tiny or self.policy.on_device:
             return None
-        return Incoming(self.grads, self.layout.trained.numel, widens=self.policy.writes_gradients)
+        widens = self.policy.writes_gradients or not whole
+        keeping = self._keeping() if whole else None
+        return Incoming(self.grads, self.layout.trained.numel, widens=widens, keeping=keeping)
+
+    def _keeping(self) -> Keeping | None:
+        return Keeping(self.stored) if self.stored.records and self.sharing is None else None
+
+    @property
+    def follows(self) -> bool:
+        """Whether new weights may leave while others are stepped: not where the step could still be undone."""
+        return not self.tiny and not self.stored.records
 
     async def apply(
         self,
@@ -179,13 +225,41 @@ class Session:
 
         Raises: SessionNotFound when the session was deleted meanwhile, and what ``Push.apply`` raises.
         """
-        async with self._turns.writing:
-            self._check_alive()
-            push = Push(self.id, received, precondition.key, self._state, self.plan, incoming, following)
-            here = self.tiny and received.quick
-            stepped = self._apply(push) if here else await self.lane.run(self._apply, push)
-        self._waiters.wake()
+        async with self.turns.writing:
+            self.check_alive()
+            begun = None if incoming is None else incoming.keeping
+            keeping = self._keeping() if begun is None else begun  # what comes in parts is kept when all of it is there
+            at = self.standing.now()
+            push = Push(self.id, received, precondition.key, self.stored, self.plan, incoming, following, keeping, at)
+            here = self.tiny and received.quick and not self.stored.records
+            if self.sharing is not None:
+                stepped = await self.lane.run(self._apply_shared, push, precondition)
+            else:
+                stepped = self._apply(push) if here else await self.lane.run(self._apply, push)
+        self.waiters.wake()
+        if self.upkeep is not None:
+            self.upkeep.look_after(self._checkpoint, self.held_bytes)
+        failpoint("session.before_reply")
         return stepped
+
+    def _apply_shared(self, push: Push, precondition: Precondition) -> Stepped:
+        """Apply a push to what is committed now, whoever has committed it; again, if somebody else was faster."""
+        again = STEP_AGAIN if push.may_repeat else 0
+        while True:
+            self._catch_up()
+            if self.plan is not push.usual:
+                raise StaleReplica(
+                    "Another server has changed this session's settings while the push arrived; nothing was stepped. "
+                    "Send the same push again.",
+                    step=self.version.step,
+                )
+            self.turns.check(precondition)
+            try:
+                return self._apply(push)
+            except StaleReplica:
+                if not again:
+                    raise
+                again -= 1
 
     def _apply(self, push: Push) -> Stepped:
         following = push.following
@@ -200,84 +274,64 @@ class Session:
         return stepped
 
     def _step(self, push: Push) -> Stepped:
-        receipt = push.apply(self._place)
-        self._turns.forget()  # accumulated or skipped, it leaves the version as it is
+        try:
+            failpoint("session.received")
+            receipt = push.apply(self._place)
+            failpoint("session.after_commit")
+        except StateDamaged as damaged:
+            self.mend(damaged)
+            raise
+        finally:
+            if push.keeping is not None:
+                push.keeping.discard()
+        self.turns.forget()  # accumulated or skipped, it leaves the version as it is
         if not receipt.duplicate:
             self._record(push, receipt)
-        return Stepped(receipt, self._state.snapshot())
+        return Stepped(receipt, self.stored.snapshot())
 
     @property
     def _place(self) -> Workplace:
-        if self.policy.on_device:
-            return Here(on_device.BLOCK)
-        return Here() if self.tiny else self.lane
+        return place_of(self.plan, self.lane)
+
+    def mend(self, damaged: StateDamaged) -> None:
+        """After an update that failed half-way, go back to what is on disk. Raises: what the update failed for."""
+        if self.sharing is not None:
+            with suppress(Problem):  # whoever asks next for the session tries again
+                self._catch_up()
+        elif self.upkeep is None:
+            return
+        self.turns.forget()  # gradients that came in parts have been worked on where they lie, or replayed over
+        if self.upkeep is not None:
+            self.standing = self.upkeep.rebuild()
+        self.hold_anew()
+        if isinstance(damaged.__cause__, Problem):
+            raise damaged.__cause__
+        raise StepUndone("The update failed half-way and was undone; nothing was changed. Push again.") from damaged
 
     def _record(self, push: Push, receipt: Receipt) -> None:
         if receipt.outcome == "applied":
             facts = push.facts
-            self._history.step(StepRow(receipt, utc_now(), facts.num_examples, facts.worker, facts.hyperparameters))
+            self.history.step(StepRow(receipt, push.at, facts.num_examples, facts.worker, facts.hyperparameters))
         elif receipt.outcome == "skipped_nonfinite":
-            self.skipped += 1
-            self._event(receipt.outcome, {"loss": receipt.loss, "worker": push.facts.worker})
+            self.standing = replace(self.standing, skipped=self.standing.skipped + 1)
+            self.event(receipt.outcome, {"loss": receipt.loss, "worker": push.facts.worker})
 
     @asynccontextmanager
     async def replacing(self, match: Match | None) -> AsyncIterator[None]:
         """Hold the session while weights or state are sent to replace its own. Raises: StaleStep, SessionNotFound."""
         async with self._taking(match):
-            self._turns.forget()
+            self.turns.forget()
             yield
 
     @asynccontextmanager
     async def _taking(self, match: Match | None) -> AsyncIterator[None]:
-        async with self._turns.taking:
-            self._check_alive()
+        async with self.turns.taking:
+            await self.catch_up()
+            self.check_alive()
             if match:
                 match.check(self.version)
+            self._taken_at = self.version
             yield
-
-    async def put_params(self, received: Received) -> Version:
-        """Replace the weights; inside ``replacing``. The optimizer's state stays.
-
-        Raises: InvalidField, TensorMismatch, ShapeMismatch, NonfiniteParams.
-        """
-
-        def put_() -> None:
-            # The gradient buffer is ours for this turn: the weights are judged there before they replace the old.
-            place = self.landing_place
-            new = torch.empty(self.layout.numel, dtype=self.layout.dtype) if place is None else place
-            received.land_(new, self.layout)
-            refuse_nonfinite(new, self.layout)
-            self._replace(lambda working: working.params.copy_(new), {})
-            if self.held is not None:
-                self.held.forget()
-
-        return await self._replacement(put_, "params_put")
-
-    async def put_state(self, received: StateBody) -> Version:
-        """Replace the optimizer's state; inside ``replacing``. The weights stay.
-
-        Raises: InvalidField, NonfiniteParams.
-        """
-        return await self._replacement(
-            lambda: self._replace(import_state_(received), {**self.plan.buffers, **received.sizes}),
-            "state_put",
-        )
-
-    def _replace(self, write_: Callable[[Working], Any], buffers: Buffers) -> None:
-        """Publish what ``write_`` writes as the next generation."""
-        with writing(self._state, buffers, self.id) as working:
-            write_(working)
-            step, generation = self.version
-            self._state.commit(working, Version(step, generation + 1), {})
-
-    async def _replacement(self, put_: Callable[[], None], kind: str) -> Version:
-        async with self._turns.writing:
-            self._check_alive()
-            await self.lane.run(put_)
-            version = self.version
-        self._event(kind, {"etag": version.etag})
-        self._waiters.wake()
-        return version
 
     def move(self, shown: str | None) -> Moving | None:
         """Begin a reply to a client that shows what it holds, as ``Held`` has it; None to one that shows nothing."""
@@ -285,82 +339,127 @@ class Session:
 
     async def pull(self) -> Snapshot:
         """Hold the weights of exactly one version; whoever is given them releases them."""
-        async with self._turns.writing:
-            self._check_alive()
-            return self._state.snapshot()
+        async with self.writing():
+            return self.stored.snapshot()
 
     async def averaged(self, which: Averaged) -> Snapshot:
         """A copy of an average of the weights. Raises: InvalidField when there is none."""
-        async with self._turns.writing:
-            self._check_alive()
-            copied = await self.lane.run(averaged, self._state.read_state(), self.plan, which)
+        async with self.writing():
+            copied = await self.lane.run(averaged, self.stored.read_state(), self.plan, which)
             return Copied(copied, self.version)
 
     async def state(self) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         """A copy of the optimizer's state: metadata, and `<tensor>.<buffer>` → tensor."""
-        async with self._turns.writing:
-            self._check_alive()
-            copied = await self.lane.run(export_state, self._state.read_state(), self.plan)
+        async with self.writing():
+            copied = await self.lane.run(export_state, self.stored.read_state(), self.plan)
             return {**copied[0], "etag": self.version.etag}, copied[1]
 
     async def moved_from(self, match: Match, timeout_s: float) -> bool:
         """Wait until the session stands elsewhere than ``match`` says, or is deleted; False when neither came."""
-        return await self._waiters.until(lambda: self.deleted or not match.accepts(self.version), timeout_s)
+
+        def has_moved() -> bool:
+            return self.deleted or not match.accepts(self.version)
+
+        if self.sharing is None:
+            return await self.waiters.until(has_moved, timeout_s)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self.waiters.may_wait and (left := deadline - loop.time()) > 0:
+            if await self.waiters.until(has_moved, min(left, LOOK_EVERY_S)):
+                return True
+            await self.catch_up()
+        return has_moved()
 
     def stop_waiting(self) -> None:
         """Let those go who wait for a step: the server ends, and would wait for them."""
-        self._waiters.send_home()
+        self.waiters.send_home()
 
-    async def exchange(self, wanted: OptimizerExchange, match: Match | None) -> tuple[Exchange, Version]:
-        """Give the session another optimizer: what became of the old one's state, and where the session stands then.
+    async def catch_up(self) -> None:
+        """Take in what other servers have done to a session that they serve too.
 
-        Raises: SessionNotFound, StaleStep, InvalidField, InvalidHyperparameter, InsufficientMemory, StateDamaged.
+        Raises: SessionNotFound, SessionLost, StaleReplica, RedisUnavailable, InsufficientMemory.
         """
-        async with self.replacing(match):
-            await self.lane.run(lambda: rehearse(exchange(self.plan, wanted).after))  # while others may still pull
-            async with self._turns.writing:
-                self._check_alive()
-                change = await self.lane.run(self._exchange, wanted)
-                version = self.version
-        self._event("optimizer_changed", change.report())
-        self._waiters.wake()
-        return change, version
+        if self.sharing is None:
+            return
+        async with self.writing():
+            before = self.version
+            await self.lane.run(self._catch_up)
+        if self.version != before:
+            self.waiters.wake()
 
-    def _exchange(self, wanted: OptimizerExchange) -> Exchange:
-        change = exchange(self.plan, wanted)
-        old = change.moving(self._state.read_state())
-        self._replace(lambda working: exchange_(working, change, old), change.after.buffers)
-        self.plan = change.after
-        return change
+    def _catch_up(self) -> None:
+        if self.sharing is not None:
+            self.standing = self.sharing.catch_up(self.standing)
 
-    async def change(self, change: SessionChange) -> None:
-        """Change name, policy or hyperparameters for all later steps; all or nothing.
-
-        Raises: SessionNotFound, InvalidField, InvalidHyperparameter.
-        """
-        # Not while a step is taken: a new schedule begins behind it.
-        async with self._turns.writing:
-            self._check_alive()
-            await self.lane.run(self._change, change)
-        self._event("changed", change.model_dump(mode="json", exclude_unset=True))
-
-    def _change(self, change: SessionChange) -> None:
-        own = own_values([(group.name, group.hyperparameters) for group in change.groups])
-        settings = self.settings.changed(change.optimizer, own)
-        plan = replace(self.plan, settings=settings, policy=self.policy.changed(change, self.version.step))
-        rehearse(plan)
-        self.plan = plan
-        self.name = self.name if change.name is None else change.name
+    def check_unmoved(self) -> None:
+        """A turn began at some version; somebody's pull may have taken in what another server has done since."""
+        if self.sharing is not None and self.version != self._taken_at:
+            raise StaleReplica(
+                "Another server has changed this session meanwhile; nothing was changed here. Send the same again.",
+                step=self.version.step,
+                base_step=self._taken_at.step,
+            )
 
     async def delete(self) -> None:
         """Wait for the push that is being applied, and take no other."""
-        async with self._turns.writing:
+        async with self.turns.writing:
             self.deleted = True
-        self._waiters.wake()
+        if self.upkeep is not None:
+            await self.upkeep.close()
+            async with self.upkeep.alone:  # nobody reads any more what is about to go
+                pass
+        self.waiters.wake()
 
-    def _check_alive(self) -> None:
+    async def close(self) -> None:
+        """Keep what a crash would lose. Nothing is asked of it afterwards. Never raises."""
+        upkeep = self.upkeep
+        if upkeep is None or self.deleted:
+            return
+        if not self.stored.records:
+            await upkeep.quietly(self._checkpoint)
+        await upkeep.close()
+
+    async def _checkpoint(self) -> None:
+        upkeep = require_kept(self.upkeep)
+        async with upkeep.alone:
+            if upkeep.behind:
+                await self.save(upkeep)
+
+    async def save(
+        self, upkeep: Upkeep, label: str | None = None, unlabelled: str | None = None, *, retain: bool = True
+    ) -> CheckpointInfo | None:
+        """Make a checkpoint of the session as it stands now, and say what it is; None if the session ends meanwhile.
+
+        Whoever asks for it holds ``upkeep.alone``.
+
+        Args:
+          unlabelled: a label that it is not to keep, should it take another's place.
+          retain: give up older ones.
+
+        Raises: SessionNotFound, StateDamaged, DiskFull, JournalFailed.
+        """
+        async with self.writing():
+            saving = await self.lane.run(upkeep.save, self.standing, label, unlabelled)
+            step = self.version.step
+        return await upkeep.finish(saving, step, retain=retain)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """Hold the session while its buffers are written, or must stay as they are. Raises: SessionNotFound."""
+        async with self.turns.writing:
+            self.check_alive()
+            yield
+
+    def check_alive(self) -> None:
+        """Raises: SessionNotFound."""
         if self.deleted:
             raise SessionNotFound(f"The session {self.id} has been deleted.")
 
-    def _event(self, kind: str, detail: dict[str, Any]) -> None:
-        self._history.event(EventRow(self.id, kind, self.version.step, detail))
+    def moved(self, kind: str, detail: dict[str, Any]) -> None:
+        """Say that the session stands elsewhere now: an event, and whoever waits for that."""
+        self.event(kind, detail)
+        self.waiters.wake()
+
+    def event(self, kind: str, detail: dict[str, Any]) -> None:
+        """Record what happened between steps."""
+        self.history.event(EventRow(self.id, kind, self.version.step, detail))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from optimd_service.store.contract import Snapshot
 from optimd_service.types import Receipt
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped:
+class Stepped(NamedTuple):
     """A receipt, and the weights that the session holds now; whoever is given them releases them."""
 
     receipt: Receipt

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from optimd_service.errors import StepInFlight
 from optimd_service.session.contribution import Contribution
+from optimd_service.session.incoming import Incoming
 from optimd_service.session.preconditions import Precondition
 from optimd_service.types import Version
 
@@ -24,13 +25,21 @@ class Turns:
     Args:
       version: what the session stands at now.
       known: whether a key was committed; its retry is answered, however stale its ``If-Match`` has become.
+      incoming: what is to judge a push in parts, if anything is.
     """
 
-    def __init__(self, *, version: Callable[[], Version], known: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        *,
+        version: Callable[[], Version],
+        known: Callable[[str], bool],
+        incoming: Callable[[], Incoming | None] = lambda: None,
+    ) -> None:
         self.taking = asyncio.Lock()
         self.writing = asyncio.Lock()
         self._version = version
         self._known = known
+        self._incoming = incoming
         self._in_flight: set[str] = set()
         self._contribution: Contribution | None = None
 
@@ -47,12 +56,12 @@ class Turns:
         precondition.require_one(self._version())
         if key in self._in_flight:
             raise StepInFlight("A push with this Idempotency-Key is on its way; ask again in a second.")
-        self._check(precondition)
+        self.check(precondition)
         if key is not None:
             self._in_flight.add(key)
         try:
             async with self.taking:
-                self._check(precondition)
+                self.check(precondition)
                 if whole:
                     self.forget()
                 yield
@@ -60,7 +69,8 @@ class Turns:
             if key is not None:
                 self._in_flight.discard(key)
 
-    def _check(self, precondition: Precondition) -> None:
+    def check(self, precondition: Precondition) -> None:
+        """Refuse a push that builds on another version, unless it is a committed one's retry. Raises: StaleStep."""
         key = precondition.key
         if precondition.match and not (key is not None and self._known(key)):
             precondition.match.check(self._version())
@@ -69,7 +79,7 @@ class Turns:
         """What has come of a push in parts, inside a turn for one of them; any other is forgotten."""
         found, version = self._contribution, self._version()
         if found is None or (found.id, found.version) != (contribution_id, version):
-            found = self._contribution = Contribution(contribution_id, version)
+            found = self._contribution = Contribution(contribution_id, version, self._incoming())
         return found
 
     def forget(self) -> None:

@@ -62,15 +62,16 @@ def _update_group_(
     fresh = any((name, buffer) not in working.started for buffer in buffers)
     numbers = working.numbers.setdefault(numbers_of(name), dict(optimizer.numbers)) if optimizer.numbers else {}
     params, cut = layout.cut(working.params, name), landed.layout.cut(grads, name)
-    group = FlatGroup(params, cut, {}, working.updates, fresh, numbers, scratch=working.state.get(SCRATCH))
-    working.started.update((name, buffer) for buffer in buffers)
+    elementwise = plan.policy.state_dtype == "f32" and optimizer.shapes is None
+    state = {buffer: layout.cut(working.state[buffer], name) for buffer in buffers} if elementwise else {}
+    group = FlatGroup(params, cut, state, working.updates, fresh, numbers, scratch=working.state.get(SCRATCH))
+    working.started.update([(name, buffer) for buffer in buffers])
     if name in landed.groups:
         return _update_some_rows_(working, grads, plan, name, group, hyper, place, landed)
     if optimizer.shapes is not None:
         return update_tensors_(optimizer, group, _tensors(working, grads, plan, name, group, landed), hyper, place)
-    if plan.policy.state_dtype == "f32":
-        state = {buffer: layout.cut(working.state[buffer], name) for buffer in buffers}
-        return update_(optimizer, group._replace(state=state), hyper, place, wrote)
+    if elementwise:
+        return update_(optimizer, group, hyper, place, wrote)
     kept = _kept(working, plan, name, buffers)
     plain = {buffer: flat for buffer, flat in kept.items() if isinstance(flat, torch.Tensor)}
     return update_compressed_(

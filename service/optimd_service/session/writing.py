@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from optimd_service.errors import StateDamaged
+from optimd_service.errors import Problem, StaleReplica, StateDamaged
 from optimd_service.store.contract import StoredState, Working
 from optimd_service.types import Buffers
 
@@ -29,5 +29,10 @@ def writing(state: StoredState, buffers: Buffers, session: str) -> Iterator[Work
         yield working
     except Exception as error:
         state.abandon(working, written=True)
-        log.exception("session %s: an update failed half-way", session)
+        if isinstance(error, StaleReplica):
+            pass  # as often as servers step at once
+        elif isinstance(error, Problem):
+            log.warning("session %s: an update was not committed: %s", session, error.detail)
+        else:
+            log.exception("session %s: an update failed half-way", session)
         raise StateDamaged("The update failed half-way; create a new session from your last pull.") from error

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import xxhash
 
 from optimd_service.types import Span
 from optimd_service.wire import staging
+from optimd_service.wire.digest import BLOCK, BodyDigest
 from optimd_service.wire.flat import flat_bytes
 from optimd_service.wire.runs import Run
 
-# Where optim's blocks end, so that a block can be judged as soon as it has come.
-PLACE = 2**20
+# Where optim's blocks end too, so that a block can be judged as soon as it has come.
+PLACE = BLOCK
 # Of what is converted.
 STAGED = 2**18
 
@@ -31,9 +31,7 @@ class Arrival:
       watch: told what has come, in the same thread.
     """
 
-    def __init__(
-        self, flat: torch.Tensor, runs: Sequence[Run], digest: xxhash.xxh3_128 | None, watch: Watch | None
-    ) -> None:
+    def __init__(self, flat: torch.Tensor, runs: Sequence[Run], digest: BodyDigest | None, watch: Watch | None) -> None:
         self._flat = flat
         self._runs = runs
         self._digest = digest
@@ -49,7 +47,8 @@ class Arrival:
 
     def _in_place(self, run: Run) -> Iterator[memoryview]:
         for span in run.cut(PLACE):
-            place = flat_bytes(self._flat[span.start : span.stop])
+            whole = span.stop - span.start == self._flat.numel()
+            place = flat_bytes(self._flat if whole else self._flat[span.start : span.stop])
             yield place
             self._came(place, span)
 
@@ -75,6 +74,6 @@ class Arrival:
 
     def _came(self, place: memoryview, span: Span) -> None:
         if self._digest is not None:
-            self._digest.update(place)
+            self._digest.update(place, span)
         if self._watch is not None:
             self._watch(span)

@@ -35,20 +35,27 @@ class Body:
       idle_timeout_s: silence after which the client is taken for stalled.
       length: what the client said of it; None if it did not.
       shortcut: for a large payload, if there is one.
+      arrived: all of it, if it has come already; nothing is received then.
 
     Every method raises BodyTimeout and Disconnected.
     """
 
     def __init__(
-        self, receive: Receive, *, idle_timeout_s: float, length: int | None = None, shortcut: Shortcut | None = None
+        self,
+        receive: Receive,
+        *,
+        idle_timeout_s: float,
+        length: int | None = None,
+        shortcut: Shortcut | None = None,
+        arrived: bytearray | None = None,
     ) -> None:
         self._receive = receive
         self._idle_timeout_s = idle_timeout_s
         self._length = length
         self._shortcut = shortcut
-        self._piece = memoryview(b"")
+        self._piece = memoryview(arrived or b"")
         self._taken = 0
-        self._more = True
+        self._more = arrived is None
 
     async def _next(self) -> None:
         message = await self._in_time(self._receive())
@@ -112,6 +119,8 @@ class Body:
 
         Memory grows with what arrives, not with what is claimed.
         """
+        if length <= len(self._piece):
+            return bytearray(self._take(length))
         read = bytearray()
         while len(read) < length and await self._available():
             read += self._take(length - len(read))

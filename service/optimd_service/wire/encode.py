@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from optimd_service.errors import InvalidField, NotAcceptable
 from optimd_service.types import Layout
+from optimd_service.wire.cut import Cut
 from optimd_service.wire.dtypes import DTYPE_NAMES
 from optimd_service.wire.json import MAX_JSON_PARAMETERS, tensors_to_json, write_json
 from optimd_service.wire.payload import NOTHING, Payload, Trailed
@@ -24,7 +25,7 @@ class Encoded:
     """A body ready to be sent: the first bytes, and the tensors behind them."""
 
     head: bytes
-    payload: Payload | Trailed = NOTHING
+    payload: Payload | Trailed | Cut = NOTHING
 
     def __len__(self) -> int:
         return len(self.head) + self.payload.nbytes
@@ -33,6 +34,11 @@ class Encoded:
         """All of it; the bytes of a piece may change when the next is asked for."""
         yield memoryview(self.head)
         yield from self.payload.pieces()
+
+    def cut(self, start: int, stop: int) -> Encoded:
+        """Its bytes from ``start`` up to ``stop``, of a body that is a head and plain tensors."""
+        behind, payload = len(self.head), cast("Payload", self.payload)
+        return Encoded(self.head[start:stop], Cut(payload, max(start - behind, 0), max(stop - behind, 0)))
 
 
 class Encoder:

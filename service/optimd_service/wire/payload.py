@@ -37,7 +37,7 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        return self.dtype.itemsize * sum(map(len, self.stretches))
+        return self.dtype.itemsize * sum([stretch.numel() for stretch in self.stretches])
 
     @property
     def waits(self) -> bool:

@@ -17,6 +17,7 @@ from optimd_service.errors import InvalidField, MalformedJson
 from optimd_service.types import Layout
 from optimd_service.wire.arrival import Arrival, Watch
 from optimd_service.wire.body import Body
+from optimd_service.wire.digest import BodyDigest
 from optimd_service.wire.elsewhere import Elsewhere
 from optimd_service.wire.json import MAX_JSON_BYTES, land_json_, read_json, read_object
 from optimd_service.wire.json_rows import rows_from_json
@@ -85,7 +86,7 @@ class SafetensorsBody:
     metadata: dict[str, str]
     landing: Landing
     staged: bytearray | None
-    landed: xxhash.xxh3_128 | None = None
+    landed: BodyDigest | None = None
 
     @property
     def names(self) -> Collection[str]:
@@ -97,7 +98,9 @@ class SafetensorsBody:
         return len(self.header) <= SHORT_HEADER
 
     def digest(self) -> bytes:
-        digest = self.landed or xxhash.xxh3_128(self.header)
+        if self.landed is not None:
+            return self.landed.digest()
+        digest = xxhash.xxh3_128(self.header)
         if self.staged is not None:
             digest.update(self.staged)
         return digest.digest()
@@ -181,6 +184,11 @@ async def receive_header(body: Body) -> bytes:
     return bytes(await body.exactly(header_bytes(prefix), rule="truncated", what="the header"))
 
 
+async def read_header(headers: ReadsHeaders, raw: bytes, run: Elsewhere) -> tuple[Landing, dict[str, str]]:
+    """What ``headers`` read in one, in a thread if it is long. Raises: whatever they do."""
+    return headers.read(raw) if len(raw) <= SHORT_HEADER else await run(headers.read, raw)
+
+
 async def receive_tensors(
     body: Body,
     header: bytes,
@@ -207,7 +215,7 @@ async def receive_tensors(
         payload = await body.exactly(landing.payload_bytes, rule="truncated", what="the payload")
         await body.end()
         return SafetensorsBody(header, metadata, landing, payload)
-    digest = xxhash.xxh3_128(header) if digested else None
+    digest = BodyDigest(header) if digested else None
     places = Arrival(flat, landing.runs, digest, watch).places()
     await body.pour(places, landing.payload_bytes, run=run, what="the payload", waits=not flat.is_cpu)
     return SafetensorsBody(header, metadata, landing, None, digest)
@@ -231,7 +239,7 @@ async def receive_safetensors(
     Raises: MalformedSafetensors, UnsupportedDtype, TensorMismatch, ShapeMismatch, TooLarge.
     """
     raw = await receive_header(body)
-    read = headers.read(raw) if len(raw) <= SHORT_HEADER else await run(headers.read, raw)
+    read = await read_header(headers, raw, run)
     place = flat if flat is None or isinstance(flat, torch.Tensor) else flat(read[0])
     return await receive_tensors(body, raw, read, place, run=run, digested=digested, watch=watch)
 

@@ -44,7 +44,7 @@ class Subject:
         fields = (
             "name", "tensors", "groups", "nonfinite", "seed", "schedule", "clip", "centralize", "maximize",
             "accumulate", "loss_scale", "ema", "swa", "buffers", "frozen", "grad_dtype", "state_dtype", "wire",
-            "storage",
+            "storage", "durability", "checkpoint",
         )  # fmt: skip
         said = {name: description.pop(name) for name in fields if name in description}
         if reaching.device != "cpu":

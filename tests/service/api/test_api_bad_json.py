@@ -122,7 +122,7 @@ CREATED: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": SGD, "tensors": W, "seed": 2**63}, "seed"),
     ({"optimizer": SGD, "tensors": W, "seed": True}, "seed"),
     ({"optimizer": SGD, "tensors": W, "nonfinite": "ignore"}, "nonfinite"),
-    ({"optimizer": SGD, "tensors": W, "durability": "step"}, "durability"),
+    ({"optimizer": SGD, "tensors": W, "durability": "for ever"}, "durability"),
     ({"optimizer": SGD, "tensors": W, "storage": {"backend": "tape"}}, "storage.backend"),
     ({"optimizer": SGD, "tensors": W, "name": "x" * 201}, "name"),
     ({"optimizer": SGD, "tensors": W, "params": {"w": [1, 2]}, "groups": 1}, "groups"),

@@ -73,7 +73,7 @@ async def test_a_step_that_fails_behind_its_reply_leaves_nobody_to_answer() -> N
 
 
 @pytest.mark.parametrize(
-    ("last", "tiny", "transfer", "follows"),
+    ("last", "waits", "transfer", "follows"),
     [
         (True, False, object(), True),
         (False, False, object(), False),
@@ -82,8 +82,8 @@ async def test_a_step_that_fails_behind_its_reply_leaves_nobody_to_answer() -> N
     ],
 )
 def test_only_a_large_reply_with_its_receipt_last_and_a_thread_of_its_own_follows(
-    last: bool, tiny: bool, transfer: Any, follows: bool
+    last: bool, waits: bool, transfer: Any, follows: bool
 ) -> None:
     pull = Pull("safetensors", weights=True, receipt_last=last)
-    reply = StepReply(SimpleNamespace(tiny=tiny), pull, SimpleNamespace(transfer=transfer))  # type: ignore[arg-type]
+    reply = StepReply(SimpleNamespace(follows=not waits), pull, SimpleNamespace(transfer=transfer))  # type: ignore[arg-type]
     assert reply.may_follow is follows

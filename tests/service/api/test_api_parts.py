@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -357,6 +358,23 @@ def test_of_a_part_that_breaks_off_nothing_has_come_and_the_others_stay(server_u
     send(subject, {"u": LARGE["u"]})
     assert receipt_of(complete(subject, {"w": LARGE["w"]}, key="k"))["step"] == 1
     assert_equal(subject.pull(), {name: torch.zeros_like(tensor) for name, tensor in LARGE.items()})
+
+
+@pytest.mark.parametrize("wire", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_large_parts_that_come_again_leave_nothing_of_what_they_replace(http: httpx.Client, wire: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grads = {name: torch.randn(p.shape, generator=generator).to(wire) for name, p in LARGE.items()}
+    spoilt, twice = ({name: grad * by for name, grad in grads.items()} for by in (math.inf, 2))
+    whole, parted = (Subject.create(http, "adamw", params=LARGE, clip={"max_norm": 0.5}) for _ in range(2))
+    theirs = receipt_of(whole.push({**grads, "w": twice["w"]}))
+    send(parted, *parts(grads, "w"))
+    send(parted, *parts(spoilt, "uv"))
+    assert_refused(complete(parted), 422, "nonfinite-gradients", tensors=["u", "v"])
+    send(parted, *parts(twice, "w"), kind="json")
+    send(parted, *parts(grads, "v"))
+    ours = receipt_of(complete(parted, *parts(grads, "u")))
+    assert ours == {**theirs, "session": ours["session"]}
+    assert_equal(parted.pull(), whole.pull())
 
 
 @pytest.mark.parametrize("policy", [{"accumulate": {"steps": 2}}, {"loss_scale": {}}], ids=str)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from api_subject import SAFETENSORS, WEIGHTS, Subject, assert_refused
 from openapi_contract import Contract
 from typer.testing import CliRunner, Result
 
+import history_database
 from optimd_service.cli import app
 from raw_safetensors import tensor_file
 from reaching import connections, http_client
@@ -65,7 +67,7 @@ def test_a_socket_that_cannot_be_made_or_is_anothers_is_refused(tmp_path: Path, 
 def test_a_session_is_lost_with_its_server_and_its_history_is_not(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with ServerProcess(data) as server, connected(server) as http:
-        subject = Subject.create(http, name="kept")
+        subject = Subject.create(http, name="kept", durability="memory")
         subject.push(loss="0.5")
         before = subject.stands()
         assert_failed(command("run", "--port", "0", "--data", data), "Another server runs on")
@@ -98,7 +100,7 @@ def test_a_session_is_lost_with_its_server_and_its_history_is_not(tmp_path: Path
 
 
 def test_a_configured_database_is_migrated_on_demand_alone(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'elsewhere.sqlite3'}"
+    url = history_database.empty_url(tmp_path / "elsewhere.sqlite3")
     data = tmp_path / "data"
     assert_failed(command("run", "--port", "0", "--data", data, DATABASE_URL=url), "optimd-server migrate")
     migrated = command("migrate", "--data", data, DATABASE_URL=url)
@@ -144,19 +146,49 @@ def test_training_goes_on_while_the_history_database_does_not_answer(tmp_path: P
         subject = Subject.create(http)
         subject.push()
         assert len(subject.steps()) == 1
-        other = sqlite3.connect(tmp_path / "data" / "history.sqlite3", isolation_level=None)
-        with closing(other):
-            other.execute("BEGIN EXCLUSIVE")
+        with history_database.away(tmp_path / "data" / "history.sqlite3"):
             assert subject.push(if_match='"1"').status_code == 200
             while (ready := http.get("/readyz")).status_code == 200:
                 pass
             assert_refused(ready, 503, "history-unavailable", failing=True, dropped=0)
             assert subject.push(if_match='"2"').status_code == 200
             assert_refused(http.get(f"{subject.path}/steps"), 503, "history-unavailable")
-            other.execute("ROLLBACK")
         while http.get("/readyz").status_code == 503:
             pass
         assert [row["step"] for row in subject.steps()] == [1, 2, 3]
+
+
+def test_every_step_is_recorded_once_when_the_database_crashes_while_steps_are_taken(tmp_path: Path) -> None:
+    place, crashes = tmp_path / "data" / "history.sqlite3", 3
+    with ServerProcess(tmp_path / "data") as server, http_client(server.url) as http, ThreadPoolExecutor() as pool:
+        subject = Subject.create(http)
+        over = threading.Event()
+
+        def train() -> int:
+            taken = 0
+            while not over.is_set():
+                assert subject.push(if_match=f'"{taken}"').status_code == 200
+                taken += 1
+            return taken
+
+        training = pool.submit(train)
+        try:
+            for _ in range(crashes):  # in this thread: what it starts ends with the thread that did
+                with history_database.away(place):
+                    time.sleep(0.3)  # in which steps are taken; how many does not matter
+        finally:
+            over.set()
+        taken = training.result()
+        while http.get("/readyz").status_code == 503:
+            pass
+        assert [row["step"] for row in subject.steps(limit=10_000)] == list(range(1, taken + 1))
+        assert [event["kind"] for event in subject.events()] == ["created"]
+
+
+@pytest.mark.parametrize("url", ["mysql://host/name", "postgresql://u@127.0.0.1:1/name", "sqlite:////nowhere/h.db"])
+def test_a_database_that_cannot_be_used_is_refused_in_a_line(tmp_path: Path, url: str) -> None:
+    for arguments in (["run", "--port", "0", "--data", tmp_path], ["migrate"]):
+        assert_failed(command(*arguments, DATABASE_URL=url), "OPTIMD_DATABASE_URL")
 
 
 def test_the_command_says_what_is_not_installed() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from optimd_service.errors import StateDamaged
 from optimd_service.history import History
+from optimd_service.session import changing
 from optimd_service.session import plan as planning
 from optimd_service.session.arithmetic import Arithmetic
 from optimd_service.session.creation import from_json
@@ -84,9 +85,9 @@ async def test_an_exchange_that_fails_half_way_is_never_shown(
 ) -> None:
     session = await created(sessions)
     await push(session)
-    monkeypatch.setattr("optimd_service.session.session.exchange_", failing)
+    monkeypatch.setattr("optimd_service.session.changing.exchange_", failing)
     with pytest.raises(StateDamaged):
-        await session.exchange(RMSPROP, None)
+        await changing.give_optimizer(session, RMSPROP, None)
     assert session.settings.optimizer.name == "adam"
     for use in (session.pull, session.state):
         with pytest.raises(StateDamaged):
@@ -102,9 +103,9 @@ async def test_changes_are_rehearsed_before_a_push_meets_new_kernels(
         on_the_loop = threading.current_thread() is threading.main_thread()
         rehearsed.append((plan.settings.optimizer.name, on_the_loop))
 
-    monkeypatch.setattr("optimd_service.session.session.rehearse", note)
-    await session.change(SessionChange(optimizer={"lr": 0.5}))
-    await session.exchange(RMSPROP, None)
+    monkeypatch.setattr("optimd_service.session.changing.rehearse", note)
+    await changing.change(session, SessionChange(optimizer={"lr": 0.5}))
+    await changing.give_optimizer(session, RMSPROP, None)
     assert rehearsed == [("adam", False), ("rmsprop", False)]
 
 
@@ -128,8 +129,8 @@ async def test_what_grows_with_the_tensors_is_worked_out_in_threads(
         from_json, bytearray(b'{"optimizer": {"name": "adam"}, "tensors": [{"name": "w", "shape": [4]}]}')
     )
     session = await sessions.create(blueprint)
-    await session.change(SessionChange(optimizer={"lr": 0.5}))
-    await session.exchange(RMSPROP, None)
+    await changing.change(session, SessionChange(optimizer={"lr": 0.5}))
+    await changing.give_optimizer(session, RMSPROP, None)
     for seen in threads.values():
         assert seen
         assert threading.main_thread() not in seen

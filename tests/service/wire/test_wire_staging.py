@@ -12,6 +12,7 @@ import xxhash
 from optimd_service.types import Span
 from optimd_service.wire import staging
 from optimd_service.wire.arrival import Arrival
+from optimd_service.wire.digest import BodyDigest
 from optimd_service.wire.flat import flat_bytes
 from optimd_service.wire.payload import Payload
 from optimd_service.wire.runs import Run
@@ -60,13 +61,13 @@ def test_what_arrives_is_there_once_the_last_place_is_filled(device: Any, length
 
 
 def test_runs_of_several_dtypes_arrive_each_where_it_belongs(device: Any) -> None:
-    flat, digest, seen = device.put(torch.zeros(60)), xxhash.xxh3_128(), list[Span]()
+    flat, digest, seen = device.put(torch.zeros(60)), BodyDigest(b"header"), list[Span]()
     runs = [Run(30, 60, torch.float32), Run(0, 30, torch.float16)]
     values = numbers(60)
     sent = bytes(flat_bytes(values[30:])) + bytes(flat_bytes(values[:30].half()))
     receive(Arrival(flat, runs, digest, seen.append), sent)
     assert torch.equal(flat.to("cpu"), values)
-    assert digest.digest() == xxhash.xxh3_128_digest(sent)
+    assert digest.digest() == xxhash.xxh3_128_digest(b"header" + xxhash.xxh3_128_digest(sent))
     assert sum(stop - start for start, stop in seen) == 60
 
 

@@ -34,10 +34,15 @@ class HistoryHealthDocument(Document):
     failing: bool
 
 
+class RedisHealthDocument(Document):
+    warnings: list[str] = Field(description="What it may lose of what it has acknowledged, and why; empty if nothing.")
+
+
 class Readiness(Document):
     status: Literal["ready"]
     sessions: int
     history: HistoryHealthDocument
+    redis: RedisHealthDocument | None = Field(description="null without OPTIMD_REDIS_URL.")
 
 
 class Liveness(Document):

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from optimd_service.api.documents.base import Document, Etag, Stands, Tensors
+from optimd_service.session.checkpointing import Checkpointing
 from optimd_service.session.wire_dtypes import Wire
-from optimd_service.types import Role
+from optimd_service.types import Durability, Role
 
 
 class TensorDocument(Document):
@@ -49,8 +50,11 @@ class SessionSummary(Document):
     swa: dict[str, Any] | None
     seed: int
     storage: dict[str, Any]
-    durability: Literal["memory"]
+    durability: Durability
+    checkpoint: Checkpointing
+    origin: dict[str, Any] | None = Field(description="The session and the version that it was forked from.")
     parameters: int = Field(description="Number of elements.")
+    segments: bool = Field(description="Whether a push may come over several connections (`Content-Range`).")
 
 
 class SessionDocument(SessionSummary):

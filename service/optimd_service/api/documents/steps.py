@@ -44,7 +44,19 @@ class StepList(Document):
 
 class EventDocument(Document):
     id: int
-    kind: Literal["created", "changed", "params_put", "state_put", "optimizer_changed", "skipped_nonfinite", "lost"]
+    kind: Literal[
+        "created",
+        "changed",
+        "params_put",
+        "state_put",
+        "optimizer_changed",
+        "skipped_nonfinite",
+        "checkpoint",
+        "checkpoint_removed",
+        "rolled_back",
+        "forked",
+        "lost",
+    ]
     step: int
     at: datetime
     detail: dict[str, Any]
@@ -68,6 +80,12 @@ class PushBody(Document):
     num_examples: int | None = Field(None, ge=0)
     worker: str | None = Field(None, max_length=200)
     hyperparameters: dict[str, Any] | None = Field(None, examples=[{"lr": 0.1, "groups": {"no_decay": {"lr": 0.2}}}])
+
+
+class SegmentReply(Document):
+    """A segment of a push has come that does not lead."""
+
+    received: int = Field(description="Its bytes.")
 
 
 class PushReply(Document):
