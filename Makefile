@@ -65,10 +65,10 @@ compose-test: setup ## the containers: built, and every one restarted while a tr
 # What was drawn by chance is repeated with CHAOS_SEED=, as far as threads and disks allow.
 CHAOS_KILLS ?= 200
 CHAOS_RETRIES ?= 100000
-chaos: setup ## a training whose server is killed CHAOS_KILLS times, held against an oracle; twenty minutes
+chaos: setup ## a training whose server is killed CHAOS_KILLS times, held against an oracle; ten minutes
 	CHAOS_KILLS=$(CHAOS_KILLS) $(BIN)/pytest -s tests/chaos/test_chaos.py
 
-chaos-retries: setup ## pushes over a proxy that breaks connections, until CHAOS_RETRIES were sent again; ten minutes
+chaos-retries: setup ## pushes over a proxy that breaks connections, until CHAOS_RETRIES were sent again; five minutes
 	CHAOS_RETRIES=$(CHAOS_RETRIES) $(BIN)/pytest -s tests/chaos/test_retries.py
 
 lint: setup ## ruff and mypy
