@@ -46,9 +46,9 @@ def over_tcp() -> None:
         pytest.skip("about TCP itself")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def on_host() -> None:
-    """For tests of what sessions are only in the host's memory."""
+    """For tests of what sessions are only in the host's memory; before any server is started for them."""
     if reaching.device != "cpu":
         pytest.skip("about the host's memory")
 
